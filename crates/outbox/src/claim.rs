@@ -1,0 +1,159 @@
+//! Due actions are leased to a worker, fenced by a token.
+//!
+//! One statement takes what is due: pending actions, and running ones whose lease has expired because their worker vanished
+//! (there is no separate rescuer to get wrong). It counts the attempt, and it is the only place where a [`Claim`] is made.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
+use uuid::Uuid;
+
+use crate::{Destination, Kind, Source};
+
+/// The right to run an action, until its lease ends.
+#[derive(Debug)]
+pub struct Claim {
+    id: Uuid,
+    token: Uuid,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    pub kind: Kind,
+    pub alert: AlertRef,
+    /// The customer's address, or Billing's customer id for a look-up of it.
+    pub subject: String,
+    /// Run it only while a subscription pays.
+    pub while_paid: bool,
+    /// The destination had a configuration failure, and this is the one action that tries it again.
+    pub probing: bool,
+}
+
+/// Which alert an action belongs to: ids for people who read logs.
+#[derive(Debug, Clone)]
+pub struct AlertRef {
+    pub id: Uuid,
+    pub source: Source,
+    pub alert_id: String,
+}
+
+impl Claim {
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    pub(crate) fn token(&self) -> Uuid {
+        self.token
+    }
+}
+
+/// How a worker claims.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Whose claims these are: for people.
+    pub worker: String,
+    pub lease: Duration,
+    pub max_attempts: u32,
+}
+
+/// What a round of claiming brought.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    pub claims: Vec<Claim>,
+    /// Actions found with all attempts used up by workers that vanished: now dead.
+    pub buried: u64,
+}
+
+/// Claims up to `limit` due actions of a destination, at most one of each customer; none while it is paused.
+///
+/// First attempts and retries are taken in turn, each the longest due first. What the same call does for the same customer
+/// is tied to the action that makes it (`leader_id`) and shares its end: retries waiting for their time as well, but not
+/// what is meant for later. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
+///
+/// # Errors
+/// When the database is away, or another worker claimed for the same customer in this instant (see [`crate::is_conflict`]).
+pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &Terms) -> Result<Claimed, sqlx::Error> {
+    let token = Uuid::new_v4();
+    let lease = PgInterval { months: 0, days: 0, microseconds: i64::try_from(terms.lease.as_micros()).unwrap_or(i64::MAX) };
+    let rows = sqlx::query!(
+        r#"
+        with gate as materialized (
+          select probing from destination where name = $1 and (paused_until is null or paused_until <= now())
+        ), first_attempt as materialized (
+          select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
+          where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and exists (select from gate)
+            and not exists (select from outbox_action r where r.destination = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id)
+          order by a.run_at limit $2 for update skip locked
+        ), retry as materialized (
+          select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
+          where a.destination = $1 and a.status in ('pending', 'running') and a.retry and a.run_at <= now() and exists (select from gate)
+            and not exists (select from outbox_action r where r.destination = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id)
+          order by a.run_at limit $2 for update skip locked
+        ), due as (
+          select *, row_number() over (order by run_at, id) as place from first_attempt
+          union all
+          select *, row_number() over (order by run_at, id) as place from retry
+        ), of_each_customer as (
+          select distinct on (subject) * from due order by subject, (status = 'running') desc, place, id
+        ), chosen as (
+          select * from of_each_customer order by place, id
+          limit case when (select probing from gate)
+                     then case when exists (select from outbox_action where destination = $1 and status = 'running' and run_at > now()) then 0 else 1 end
+                     else $2 end
+        ), buried as (
+          update outbox_action a
+          set status = 'dead', finished_at = clock_timestamp(), claim_token = null, claimed_by = null,
+              last_error = 'its worker vanished amid the last of ' || a.attempts || ' attempts'
+          from chosen c where a.id = c.id and c.status = 'running' and c.attempts >= $5
+          returning a.id
+        ), claimed as (
+          update outbox_action a
+          set status = 'running', attempts = a.attempts + 1, run_at = now() + $3, claim_token = $4, claimed_by = $6, leader_id = null
+          from chosen c where a.id = c.id and not (c.status = 'running' and c.attempts >= $5)
+          returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
+        ), follower as (
+          select f.id, l.id as leader_id from outbox_action f
+          join claimed l on f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
+          where f.destination = $1 and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
+          for update of f skip locked
+        ), tied as (
+          update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id
+        )
+        select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
+               o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!",
+               (select probing from gate) as "probing!", (select count(*) from buried) as "buried!"
+        from claimed c join outbox o on o.id = c.outbox_id
+        union all
+        select b.id, '', '', 0, false, b.id, '', '', false, 1 from buried b
+        "#,
+        destination.as_str(),
+        i64::from(limit),
+        lease,
+        token,
+        i32::try_from(terms.max_attempts).unwrap_or(i32::MAX),
+        terms.worker
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut claimed = Claimed::default();
+    for row in rows {
+        let Ok(kind) = row.kind.parse::<Kind>() else {
+            claimed.buried += 1;
+            continue;
+        };
+        claimed.claims.push(Claim {
+            id: row.id,
+            token,
+            attempt: row.attempts.unsigned_abs(),
+            kind,
+            alert: AlertRef {
+                id: row.outbox_id,
+                source: row.source.parse().expect("the schema allows these alone"),
+                alert_id: row.alert_id,
+            },
+            subject: row.subject,
+            while_paid: row.while_paid,
+            probing: row.probing,
+        });
+    }
+    Ok(claimed)
+}

@@ -1,0 +1,60 @@
+//! The pauses every worker obeys.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
+
+use crate::Destination;
+
+/// The destination asked to slow down: nobody calls it for that long. A longer pause that is under way stays.
+///
+/// # Errors
+/// When the database is away.
+pub async fn pause_for(pool: &PgPool, destination: Destination, length: Duration, reason: &str) -> Result<(), sqlx::Error> {
+    let length = PgInterval { months: 0, days: 0, microseconds: i64::try_from(length.as_micros()).unwrap_or(i64::MAX) };
+    sqlx::query!(
+        "update destination set paused_until = clock_timestamp() + $2::interval, paused_reason = $3
+         where name = $1 and (paused_until is null or paused_until < clock_timestamp() + $2::interval)",
+        destination.as_str(),
+        length,
+        reason
+    )
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// The destination cannot work as configured: nobody calls it for five minutes, doubling to an hour with each failure in a
+/// row; then one action at a time tries it. Failures that come in while it is paused already are the same failure.
+///
+/// # Errors
+/// When the database is away.
+pub async fn pause_until_mended(pool: &PgPool, destination: Destination, reason: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update destination
+         set paused_until = clock_timestamp() + least(interval '5 min' * power(2, least(failures, 10)), interval '1 hour'),
+             paused_reason = $2, failures = failures + 1, probing = true
+         where name = $1 and (paused_until is null or paused_until <= clock_timestamp())",
+        destination.as_str(),
+        reason
+    )
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// The probe went through: everybody may call again.
+///
+/// # Errors
+/// When the database is away.
+pub async fn mended(pool: &PgPool, destination: Destination) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update destination set paused_until = null, paused_reason = null, failures = 0, probing = false
+         where name = $1 and probing and (paused_until is null or paused_until <= clock_timestamp())",
+        destination.as_str()
+    )
+    .execute(pool)
+    .await
+    .map(drop)
+}

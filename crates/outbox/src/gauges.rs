@@ -1,0 +1,84 @@
+//! Counts for metrics, each from an index of its own.
+
+use sqlx::PgConnection;
+
+/// How many alerts there are of a status.
+#[derive(Debug)]
+pub struct AlertCount {
+    pub status: String,
+    pub count: i64,
+}
+
+/// How many unfinished or dead actions there are of a destination and status.
+#[derive(Debug)]
+pub struct ActionCount {
+    pub destination: String,
+    pub status: String,
+    pub count: i64,
+}
+
+/// How a destination is doing.
+#[derive(Debug)]
+pub struct DestinationState {
+    pub name: String,
+    pub paused: bool,
+    /// How long the oldest action that was meant to be done by now has been waiting.
+    pub oldest_due_seconds: f64,
+}
+
+/// Customers whose access differs from what they pay for.
+#[derive(Debug)]
+pub struct Drift {
+    pub customers: i64,
+    pub oldest_seconds: f64,
+}
+
+/// All counts at a moment.
+#[derive(Debug)]
+pub struct Gauges {
+    pub alerts: Vec<AlertCount>,
+    pub actions: Vec<ActionCount>,
+    pub destinations: Vec<DestinationState>,
+    pub drift: Drift,
+}
+
+/// Reads all counts.
+///
+/// # Errors
+/// When the database is away.
+pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
+    let alerts = sqlx::query_as!(
+        AlertCount,
+        r#"select status as "status!", count(*) as "count!" from outbox where status in ('pending', 'dead') group by status
+           union all
+           select status, count(*) from outbox where status in ('done', 'ignored') group by status"#
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let actions = sqlx::query_as!(
+        ActionCount,
+        r#"select destination as "destination!", status as "status!", count(*) as "count!" from outbox_action where status in ('pending', 'running') group by destination, status
+           union all
+           select destination, status, count(*) from outbox_action where status = 'dead' group by destination, status"#
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let destinations = sqlx::query_as!(
+        DestinationState,
+        r#"select name, coalesce(paused_until > now(), false) as "paused!",
+                  coalesce(extract(epoch from now() - (
+                    select min(due_at) from outbox_action where destination = name and status in ('pending', 'running') and due_at <= now()
+                  )), 0)::float8 as "oldest_due_seconds!"
+           from destination order by name"#
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let drift = sqlx::query_as!(
+        Drift,
+        r#"select count(*) as "customers!", coalesce(extract(epoch from now() - min(differs_since)), 0)::float8 as "oldest_seconds!"
+           from access where differs_since is not null"#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    Ok(Gauges { alerts, actions, destinations, drift })
+}

@@ -1,0 +1,217 @@
+//! What is paid for now, whose account is whose, and which memberships we gave.
+//!
+//! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgExecutor, PgPool};
+
+use crate::claim::Claim;
+
+/// What a customer pays for at this moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paid {
+    /// Whether any subscription entitles them.
+    pub entitled: bool,
+    /// The plans of the subscriptions that do.
+    pub plans: Vec<String>,
+}
+
+/// A membership that the ledger gave, or was about to give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// `group:<name>` or `organization:<id>`.
+    pub target: String,
+    pub account: String,
+    /// False between the intention and the answer.
+    pub given: bool,
+}
+
+/// The claim is not ours any more: another worker has the action, and nothing was written.
+#[derive(Debug, thiserror::Error)]
+#[error("the claim was lost")]
+pub struct ClaimLost;
+
+/// A write amid an action that did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum FencedWriteError {
+    #[error(transparent)]
+    Lost(#[from] ClaimLost),
+    #[error("failed to write the ledger")]
+    Database(#[from] sqlx::Error),
+}
+
+/// What this customer pays for now, by Postgres's clock.
+///
+/// # Errors
+/// When the database is away.
+pub async fn paid(pool: &PgPool, email: &str) -> Result<Paid, sqlx::Error> {
+    let rows = sqlx::query_scalar!(
+        "select plans from subscription where email = $1 and (entitled_until is null or entitled_until > clock_timestamp())",
+        email
+    )
+    .fetch_all(pool)
+    .await?;
+    let entitled = !rows.is_empty();
+    let mut plans: Vec<String> = rows.into_iter().flatten().collect();
+    plans.sort();
+    plans.dedup();
+    Ok(Paid { entitled, plans })
+}
+
+/// The Jira account kept for this customer.
+///
+/// # Errors
+/// When the database is away.
+pub async fn jira_account(pool: &PgPool, email: &str) -> Result<Option<String>, sqlx::Error> {
+    let row = sqlx::query_scalar!("select jira_account from customer where email = $1", email).fetch_optional(pool).await?;
+    Ok(row.flatten())
+}
+
+/// Keeps the Jira account found for this customer; none forgets it.
+///
+/// # Errors
+/// When the claim is lost or the database is away.
+pub async fn keep_jira_account(pool: &PgPool, claim: &Claim, email: &str, account: Option<&str>) -> Result<(), FencedWriteError> {
+    let written = sqlx::query!(
+        "insert into customer (email, jira_account) select $1, $2
+         where exists (select from outbox_action where id = $3 and claim_token = $4 and status = 'running')
+         on conflict (email) do update set jira_account = excluded.jira_account",
+        email,
+        account,
+        claim.id(),
+        claim.token()
+    )
+    .execute(pool)
+    .await?;
+    fenced(written.rows_affected())
+}
+
+/// The memberships we gave this customer, or were about to.
+///
+/// # Errors
+/// When the database is away.
+pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Given>, sqlx::Error> {
+    sqlx::query_as!(Given, "select target, account, given from membership where email = $1 order by target", email).fetch_all(pool).await
+}
+
+/// Writes down that a membership is about to be given (`given` false), or was.
+///
+/// # Errors
+/// When the claim is lost or the database is away.
+pub async fn keep_membership(pool: &PgPool, claim: &Claim, email: &str, membership: &Given) -> Result<(), FencedWriteError> {
+    let written = sqlx::query!(
+        "with held as (
+           select from outbox_action where id = $5 and claim_token = $6 and status = 'running'
+         ), known as (
+           insert into customer (email) select $1 where exists (select from held) on conflict (email) do nothing
+         )
+         insert into membership as m (email, target, account, given) select $1, $2, $3, $4 where exists (select from held)
+         on conflict (email, target) do update set account = excluded.account, given = excluded.given,
+           since = case when m.given then m.since else clock_timestamp() end",
+        email,
+        membership.target,
+        membership.account,
+        membership.given,
+        claim.id(),
+        claim.token()
+    )
+    .execute(pool)
+    .await?;
+    fenced(written.rows_affected())
+}
+
+/// Strikes out a membership that was taken away.
+///
+/// # Errors
+/// When the claim is lost or the database is away.
+pub async fn forget_membership(pool: &PgPool, claim: &Claim, email: &str, target: &str) -> Result<(), FencedWriteError> {
+    let written = sqlx::query_scalar!(
+        r#"with held as (
+           select id from outbox_action where id = $3 and claim_token = $4 and status = 'running'
+         ), gone as (
+           delete from membership where email = $1 and target = $2 and exists (select from held)
+         )
+         select count(*) as "held!" from held"#,
+        email,
+        target,
+        claim.id(),
+        claim.token()
+    )
+    .fetch_one(pool)
+    .await?;
+    fenced(written.unsigned_abs())
+}
+
+/// Notes that the customer's memberships are what is paid for.
+///
+/// # Errors
+/// When the claim is lost or the database is away.
+pub async fn access_made(pool: &PgPool, claim: &Claim, email: &str) -> Result<(), FencedWriteError> {
+    let written = sqlx::query!(
+        "insert into customer (email, access_made_at) select $1, clock_timestamp()
+         where exists (select from outbox_action where id = $2 and claim_token = $3 and status = 'running')
+         on conflict (email) do update set access_made_at = excluded.access_made_at",
+        email,
+        claim.id(),
+        claim.token()
+    )
+    .execute(pool)
+    .await?;
+    fenced(written.rows_affected())
+}
+
+fn fenced(rows: u64) -> Result<(), FencedWriteError> {
+    if rows == 0 { Err(ClaimLost.into()) } else { Ok(()) }
+}
+
+/// Keeps the address of a Billing customer, learnt at that time or (none) just now, unless a newer one is known.
+///
+/// # Errors
+/// When the database is away.
+pub async fn keep_address(
+    executor: impl PgExecutor<'_>,
+    customer_id: &str,
+    email: &str,
+    as_of: Option<DateTime<Utc>>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into billing_customer as held (customer_id, email, as_of) values ($1, $2, coalesce($3, clock_timestamp()))
+         on conflict (customer_id) do update set email = excluded.email, as_of = excluded.as_of where held.as_of <= excluded.as_of",
+        customer_id,
+        email,
+        as_of
+    )
+    .execute(executor)
+    .await
+    .map(drop)
+}
+
+/// An address as the ledger keeps it, lower-cased; none if it is none that can be acted for.
+pub fn usable_address(text: &str) -> Option<String> {
+    crate::received::email(text)
+}
+
+/// Writes down which plan gives which membership, for the view `access`.
+///
+/// # Errors
+/// When the database is away.
+pub async fn keep_rules(pool: &PgPool, rules: &[(String, String)]) -> Result<(), sqlx::Error> {
+    let (plans, targets): (Vec<&str>, Vec<&str>) = rules.iter().map(|(plan, target)| (plan.as_str(), target.as_str())).unzip();
+    let mut transaction = pool.begin().await?;
+    sqlx::query!(
+        "delete from access_rule r where not exists (
+           select from unnest($1::text[], $2::text[]) as new (plan, target) where new.plan = r.plan and new.target = r.target)",
+        &plans as _,
+        &targets as _
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!(
+        "insert into access_rule (plan, target) select * from unnest($1::text[], $2::text[]) on conflict do nothing",
+        &plans as _,
+        &targets as _
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await
+}

@@ -1,0 +1,56 @@
+//! The contract between receiver and worker: what an alert is, what it pays for, and every SQL statement.
+//!
+//! In the order the data flows:
+//!
+//! | module | what happens there |
+//! |---|---|
+//! | [`received`] | a verified body becomes the row that is stored |
+//! | [`store`] | alerts are inserted, once each |
+//! | [`alert`] | a stored payload is read for what it says |
+//! | [`access`] | the rules: what a subscription's alerts pay for (pure) |
+//! | [`planning`] | alerts become ledger entries and actions, in one transaction |
+//! | [`claim`] | due actions are leased to a worker, fenced by a token |
+//! | [`ledger`] | what is paid for now, which memberships we gave |
+//! | [`record`] | results are written, guarded by the token |
+//! | [`destination`] | the pauses every worker obeys |
+//! | [`schema`], [`gauges`], [`retention`] | migrations; counts for metrics; deleting what is old |
+//!
+//! It knows no HTTP and starts no task.
+
+mod names;
+
+pub mod access;
+pub mod alert;
+pub mod claim;
+pub mod destination;
+pub mod gauges;
+pub mod ledger;
+pub mod planning;
+pub mod received;
+pub mod record;
+pub mod retention;
+pub mod schema;
+pub mod store;
+
+pub use names::{AlertName, Destination, Kind, Source, Unknown};
+
+/// The channel that wakes workers; the payload is `outbox` (alerts to plan) or a destination's name (actions to claim).
+/// The schema's triggers use it too.
+pub const CHANNEL: &str = "oarlock";
+
+/// Whether a statement lost against another one and may be tried again at once: serialization failure, deadlock, or two
+/// workers claiming for the same customer in the same instant.
+pub fn is_conflict(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        matches!(error.code().as_deref(), Some("40001" | "40P01")) || error.constraint() == Some("outbox_action_one_running")
+    })
+}
+
+/// Whether a statement failed because of the values it was given, so that giving them again is no use.
+pub fn is_about_the_data(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.code().map(|code| code.starts_with("22") || code.starts_with("23") || code.starts_with("54")))
+        .unwrap_or(false)
+        && !is_conflict(error)
+}

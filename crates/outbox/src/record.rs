@@ -1,0 +1,182 @@
+//! Results are written, guarded by the token.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::Kind;
+use crate::claim::Claim;
+
+/// An action's run, over.
+#[derive(Debug)]
+pub struct Finished {
+    claim: Claim,
+    verdict: Verdict,
+    attempt: Option<Attempt>,
+}
+
+/// What becomes of the action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done, and what was done.
+    Done(String),
+    /// To be tried again after that time.
+    Retry { after: Duration, error: String },
+    /// Handed back after that time as if it had not been claimed: a pause or a stop uses no attempt.
+    HandedBack { after: Duration, error: Option<String> },
+    /// Dead, and why.
+    Dead(String),
+}
+
+/// What was tried, for the history.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub started: Instant,
+    pub ended: Instant,
+    pub http_status: Option<u16>,
+    /// None when it succeeded.
+    pub error: Option<String>,
+}
+
+impl Finished {
+    /// Ends a claim; without an attempt if nobody was called.
+    pub fn new(claim: Claim, verdict: Verdict, attempt: Option<Attempt>) -> Self {
+        Self { claim, verdict, attempt }
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.claim.kind
+    }
+
+    pub fn action_id(&self) -> Uuid {
+        self.claim.id()
+    }
+}
+
+/// Writes results in one transaction; returns the actions whose claim was lost, for which nothing was written.
+///
+/// What was tied to an action at its claim shares its end. The alerts are locked first and in order, so that two workers
+/// that finish an alert's last two actions at once do not each leave the alert to the other.
+///
+/// # Errors
+/// When nothing was written. Giving the same results again is right.
+pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sqlx::Error> {
+    let ids: Vec<Uuid> = results.iter().map(|result| result.claim.id()).collect();
+    let mut transaction = pool.begin().await?;
+    let alerts = sqlx::query_scalar!(
+        r#"
+        select id from outbox
+        where id in (
+          select a.outbox_id from outbox_action a where a.id = any($1)
+          union
+          select f.outbox_id from outbox_action l
+          join outbox_action f on f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+          where l.id = any($1))
+        order by id for update
+        "#,
+        &ids
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let now = Instant::now();
+    let milliseconds = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    let recorded = sqlx::query!(
+        r#"
+        with result as materialized (
+          select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bool[],
+                               $8::bigint[], $9::bigint[], $10::int[], $11::text[])
+            as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error)
+        ), recorded as (
+          update outbox_action a
+          set status = r.status, outcome = r.outcome,
+              last_error = case when r.status = 'done' then null else coalesce(r.error, a.last_error) end,
+              attempts = a.attempts - case when r.counted then 0 else 1 end,
+              run_at = case when r.status = 'pending' then clock_timestamp() + r.delay_ms * interval '1 ms' else a.run_at end,
+              finished_at = case when r.status <> 'pending' then clock_timestamp() end,
+              claim_token = null, claimed_by = null
+          from result r
+          where a.id = r.id and a.claim_token = r.token and a.status = 'running'
+          returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts, r.counted
+        ), followed as (
+          update outbox_action f
+          set status = l.status,
+              outcome = case when l.status = 'done' then 'covered by ' || l.id end,
+              last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
+              run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) else f.run_at end,
+              finished_at = case when l.status <> 'pending' then clock_timestamp() end,
+              leader_id = case when l.status = 'done' then f.leader_id end
+          from recorded l
+          where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+          returning f.outbox_id, f.kind, f.status
+        ), history as (
+          insert into outbox_attempt (action_id, attempt, started_at, duration_ms, http_status, error)
+          select l.id, l.attempts + case when l.counted then 0 else 1 end, clock_timestamp() - r.started_ms_ago * interval '1 ms',
+                 least(r.duration_ms, 2147483647)::int, r.http_status, r.attempt_error
+          from recorded l join result r on r.id = l.id where r.started_ms_ago is not null
+        )
+        select id, outbox_id, kind, status from recorded
+        union all
+        select null, outbox_id, kind, status from followed
+        "#,
+        &ids,
+        &results.iter().map(|result| result.claim.token()).collect::<Vec<_>>(),
+        &results.iter().map(|result| result.verdict.status()).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| result.verdict.outcome()).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| result.verdict.error()).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| milliseconds(result.verdict.delay())).collect::<Vec<_>>(),
+        &results.iter().map(|result| !matches!(result.verdict, Verdict::HandedBack { .. })).collect::<Vec<_>>(),
+        &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(now.duration_since(tried.started)))).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(tried.ended.duration_since(tried.started)))).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.http_status.map(i32::from))).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.error.as_deref())).collect::<Vec<_>>() as _,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+
+    // The address is known now: the alerts that waited for it can be planned.
+    let looked_up: Vec<Uuid> = recorded
+        .iter()
+        .filter(|row| row.kind.as_deref() == Some(Kind::PaddleCustomer.as_str()) && row.status.as_deref() == Some("done"))
+        .filter_map(|row| row.outbox_id)
+        .collect();
+    if !looked_up.is_empty() {
+        sqlx::query!("update outbox set to_plan = true where id = any($1) and status = 'pending'", &looked_up).execute(&mut *transaction).await?;
+    }
+    sqlx::query!("select outbox_settle($1)", &alerts).fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+
+    Ok(ids.into_iter().filter(|id| !recorded.iter().any(|row| row.id == Some(*id))).collect())
+}
+
+impl Verdict {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "done",
+            Self::Retry { .. } | Self::HandedBack { .. } => "pending",
+            Self::Dead(_) => "dead",
+        }
+    }
+
+    fn outcome(&self) -> Option<&str> {
+        match self {
+            Self::Done(outcome) => Some(outcome),
+            Self::Retry { .. } | Self::HandedBack { .. } | Self::Dead(_) => None,
+        }
+    }
+
+    fn error(&self) -> Option<&str> {
+        match self {
+            Self::Done(_) => None,
+            Self::Retry { error, .. } | Self::Dead(error) => Some(error),
+            Self::HandedBack { error, .. } => error.as_deref(),
+        }
+    }
+
+    fn delay(&self) -> Duration {
+        match self {
+            Self::Retry { after, .. } | Self::HandedBack { after, .. } => *after,
+            Self::Done(_) | Self::Dead(_) => Duration::ZERO,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The schema: applying migrations, and telling whether they are applied.
+
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::{PgConnection, PgPool};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
+
+/// Any number: who applies migrations holds the lock of this number.
+const LOCK: i64 = 0x6f61_726c_6f63_6b00;
+
+/// Whether the database is as this program needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Ready,
+    /// That many migrations are still to be applied.
+    Behind(usize),
+}
+
+/// Applies what is pending. Several programs may do so at once: one does the work, the others wait for it.
+///
+/// All in one transaction, with a lock that lives as long as it does and not as long as a session: so this works through
+/// a pooler in transaction mode, and a failure leaves everything as it was. Migrations that are applied already and unknown
+/// to this program are newer than it: an old program may still start while a new one is rolled out.
+///
+/// # Errors
+/// When the database is away or refuses, or a migration was changed after it had been applied.
+pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+    migrator.set_locking(false).set_ignore_missing(true);
+    let mut transaction = pool.begin().await?;
+    sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
+    migrator.run(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Looks whether all migrations are applied.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn state(connection: &mut PgConnection) -> Result<State, sqlx::Error> {
+    let exists = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "exists!""#).fetch_one(&mut *connection).await?;
+    let known = MIGRATIONS.iter().filter(|migration| !migration.migration_type.is_down_migration());
+    if !exists {
+        return Ok(State::Behind(known.count()));
+    }
+    let applied = connection.list_applied_migrations("_sqlx_migrations").await.map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
+    let missing = known.filter(|migration| !applied.iter().any(|done| done.version == migration.version)).count();
+    Ok(if missing == 0 { State::Ready } else { State::Behind(missing) })
+}

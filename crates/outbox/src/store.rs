@@ -1,0 +1,91 @@
+//! Alerts are inserted, once each.
+
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+use crate::CHANNEL;
+use crate::received::NewAlert;
+
+/// What became of an alert that was to be stored. All three are committed and may be answered 200.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    New,
+    /// It is there already.
+    Repeated,
+    /// Another alert of the same number is there already, and stays; this one is not stored.
+    Mismatch,
+}
+
+/// Inserts a batch in one statement, which is its own transaction; the answers come in the order of the alerts.
+///
+/// Rows go in sorted by key, so that two batches that share alerts wait for each other instead of deadlocking.
+///
+/// # Errors
+/// When nothing was stored.
+pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Result<Vec<Stored>, sqlx::Error> {
+    let mut rows: Vec<&NewAlert> = alerts.iter().collect();
+    rows.sort_by(|a, b| (a.source, &a.alert_id).cmp(&(b.source, &b.alert_id)));
+    let inserted = sqlx::query_scalar!(
+        r#"
+        insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature)
+        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload::jsonb, body, signature
+        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[])
+          as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature)
+        on conflict (source, alert_id) do nothing
+        returning id
+        "#,
+        &rows.iter().map(|row| row.id).collect::<Vec<_>>(),
+        &rows.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.alert_id.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.alert_name.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.occurred_at).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.email.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.subscription_id.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.payload.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.body.as_slice()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.signature.as_str()).collect::<Vec<_>>() as _,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+
+    let repeated: Vec<&NewAlert> = rows.into_iter().filter(|row| !inserted.contains(&row.id)).collect();
+    let other = if repeated.is_empty() { Vec::new() } else { with_other_content(connection, &repeated).await? };
+    Ok(alerts
+        .iter()
+        .map(|alert| match alert.id {
+            id if inserted.contains(&id) => Stored::New,
+            id if other.contains(&id) => Stored::Mismatch,
+            _ => Stored::Repeated,
+        })
+        .collect())
+}
+
+/// Those whose number is taken by an alert that says something else.
+///
+/// A repeat may differ where Paddle makes it differ: Billing gives each delivery to each destination its own
+/// `notification_id`; Classic puts the customer's private links into the alerts of the primary endpoint only.
+async fn with_other_content(connection: &mut PgConnection, alerts: &[&NewAlert]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select new.id as "id!"
+        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as new (id, source, alert_id, payload)
+        join outbox held using (source, alert_id)
+        where held.payload - '{notification_id,cancel_url,update_url}'::text[]
+           <> new.payload::jsonb - '{notification_id,cancel_url,update_url}'::text[]
+        "#,
+        &alerts.iter().map(|row| row.id).collect::<Vec<_>>(),
+        &alerts.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|row| row.alert_id.as_str()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|row| row.payload.as_str()).collect::<Vec<_>>() as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Wakes the workers. Losing this only costs time: they look by themselves as well.
+///
+/// # Errors
+/// When the database is away.
+pub async fn notify(executor: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query!("select pg_notify($1, 'outbox')", CHANNEL).execute(executor).await.map(drop)
+}

@@ -1,0 +1,128 @@
+//! The admin listener: `/healthz` (the process is alive), `/readyz` (it can do its work), `/metrics` (Prometheus text).
+//!
+//! For operators and probes, on an address of its own; it never sees an alert.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use oarlock_outbox::schema;
+use prometheus::{Encoder, IntGaugeVec, Opts, Registry, TextEncoder};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A probe must not wait longer than the one who asks.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A registry that says which version runs.
+///
+/// # Panics
+/// Never: the names are constants.
+pub fn registry(version: &str) -> Registry {
+    let registry = Registry::new();
+    let info = IntGaugeVec::new(Opts::new("oarlock_build_info", "Which version runs; always 1."), &["version"]).expect("a valid name");
+    info.with_label_values(&[version]).set(1);
+    registry.register(Box::new(info)).expect("registered once");
+    registry
+}
+
+/// Serves until the token is cancelled. `refresh` runs before each answer of `/metrics`, for gauges that are read
+/// from the database; when it fails the other metrics are served all the same.
+pub async fn serve<R, F>(listener: TcpListener, pool: PgPool, registry: Registry, refresh: R, shutdown: CancellationToken)
+where
+    R: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let state = Arc::new((pool, registry, refresh));
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely: others need them more.
+                    tracing::warn!(%error, "the admin listener cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+        };
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let state = Arc::clone(&state);
+                async move {
+                    let (pool, registry, refresh) = &*state;
+                    Ok::<_, Infallible>(answer(&request, pool, registry, refresh).await)
+                }
+            });
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
+            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "a connection to the admin listener ended badly");
+            }
+        });
+    }
+}
+
+async fn answer<R, F>(request: &Request<Incoming>, pool: &PgPool, registry: &Registry, refresh: &R) -> Response<Full<Bytes>>
+where
+    R: Fn() -> F,
+    F: Future<Output = ()>,
+{
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+        response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("a valid header"));
+        return response;
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => match tokio::time::timeout(READY_TIMEOUT, ready(pool)).await {
+            Ok(Ok(())) => text(StatusCode::OK, "ok\n"),
+            Ok(Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+        },
+        "/metrics" => {
+            refresh().await;
+            let mut body = Vec::new();
+            let encoder = TextEncoder::new();
+            match encoder.encode(&registry.gather(), &mut body) {
+                Ok(()) => {
+                    let mut response = Response::new(Full::new(body.into()));
+                    response.headers_mut().insert(CONTENT_TYPE, encoder.format_type().parse().expect("a valid header"));
+                    response
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to encode the metrics");
+                    text(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the metrics\n")
+                }
+            }
+        }
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+async fn ready(pool: &PgPool) -> Result<(), &'static str> {
+    let mut connection = pool.acquire().await.map_err(|_| "the database cannot be reached\n")?;
+    match schema::state(&mut connection).await {
+        Ok(schema::State::Ready) => Ok(()),
+        Ok(schema::State::Behind(_)) => Err("the database is not migrated\n"),
+        Err(_) => Err("the database cannot be reached\n"),
+    }
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, "text/plain; charset=utf-8".parse().expect("a valid header"));
+    response
+}

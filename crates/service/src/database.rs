@@ -1,0 +1,75 @@
+//! The way to Postgres: a pool that outlives any absence of the database.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::config::Database;
+
+/// How long a statement waits for a free connection, or for a new one, before it fails for now.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Checks a connection URL; the error says what is wrong and never quotes the URL, which may hold a password.
+pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> {
+    let url = url.expose_secret();
+    let wrong = "must be a URL such as \"postgres://user@host:5432/database\"";
+    if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+        return Err(wrong.to_owned());
+    }
+    PgConnectOptions::from_str(url).map_err(|_| wrong.to_owned())
+}
+
+/// A pool that connects when it is first used: a database that is away fails statements, not the start.
+///
+/// # Panics
+/// If the URL was not checked by the configuration.
+pub fn pool(database: &Database, program: &str) -> PgPool {
+    let mut options = parse_url(&database.url).expect("the configuration checks the URL");
+    if options.get_application_name().is_none() {
+        options = options.application_name(program);
+    }
+    PgPoolOptions::new()
+        .max_connections(database.max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A connection that died while idle is found before a statement is lost on it.
+        .test_before_acquire(true)
+        .idle_timeout(Duration::from_secs(600))
+        .connect_lazy_with(options)
+}
+
+/// Delays between tries of something that must succeed in the end: from a tenth of a second, doubling to five seconds.
+#[derive(Debug)]
+pub struct Patience {
+    next: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { next: Self::FIRST }
+    }
+}
+
+impl Patience {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    /// The next delay.
+    pub fn delay(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(Self::LONGEST);
+        delay
+    }
+
+    /// It went well: start over.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether nothing has failed since the last success.
+    pub fn is_fresh(&self) -> bool {
+        self.next == Self::FIRST
+    }
+}

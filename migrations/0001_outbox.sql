@@ -1,0 +1,404 @@
+-- The outbox: what Paddle told us, what has to be done about it, and what has been paid for.
+--
+-- Names are unqualified: everything lives in the first schema of the search_path. All times are Postgres's own clock, so
+-- that no two machines have to agree about it; clock_timestamp() where a transaction may have waited for a lock.
+
+create table outbox (
+  -- UUID version 7: sorts by arrival, so new rows go to the end of the index.
+  id              uuid        primary key,
+  -- Which generation of Paddle sent it.
+  source          text        not null,
+  -- Paddle's own number of the alert (Classic alert_id, Billing event_id): what makes a repeat a repeat.
+  alert_id        text        not null,
+  alert_name      text        not null,
+  -- When it happened, as the alert says; null where it says nothing we can read.
+  occurred_at     timestamptz,
+  received_at     timestamptz not null default clock_timestamp(),
+  -- Lower-cased. A Billing alert names a customer id only: filled in once that is looked up.
+  email           text,
+  subscription_id text,
+  status          text        not null default 'pending',
+  -- Set until the alert has been turned into actions (or found to need none).
+  to_plan         boolean     not null default true,
+  -- Why it is dead, when that is not an action's doing.
+  last_error      text,
+  finished_at     timestamptz,
+  -- What was received, decoded for people: look here first.
+  payload         jsonb       not null,
+  -- What was received, byte for byte, and the signature over it: evidence, and the input of a later verification.
+  body            bytea       not null,
+  signature       text        not null,
+
+  constraint outbox_once unique (source, alert_id),
+  constraint outbox_source_known check (source in ('classic', 'billing')),
+  constraint outbox_alert_id_sane check (alert_id <> '' and length(alert_id) <= 255),
+  constraint outbox_status_known check (status in ('pending', 'done', 'ignored', 'dead')),
+  constraint outbox_finished_when_not_pending check ((status = 'pending') = (finished_at is null)),
+  constraint outbox_planned_when_not_pending check (not to_plan or status = 'pending'),
+  constraint outbox_email_lower_case check (email !~ '[A-Z]')
+) with (fillfactor = 90);
+
+create index outbox_to_plan on outbox (id) where to_plan;
+create index outbox_unsettled on outbox (status, received_at) where status in ('pending', 'dead');
+create index outbox_settled on outbox (status, finished_at) where status in ('done', 'ignored');
+
+create table outbox_action (
+  id          uuid        primary key,
+  outbox_id   uuid        not null references outbox (id) on delete cascade,
+  kind        text        not null,
+  -- Whom it calls: follows from the kind, so that the two cannot contradict each other.
+  destination text        not null generated always as (
+                case kind when 'slack_invite' then 'slack' when 'paddle_customer' then 'paddle' else 'jira' end) stored,
+  email       text,
+  -- Billing's customer id, for the look-up of the e-mail address.
+  customer_id text,
+  -- Whom it is about, whichever of the two says so.
+  subject     text        not null generated always as (coalesce(email, customer_id)) stored,
+  status      text        not null default 'pending',
+  -- Of an alert about a subscription: done only while the customer has one that pays, whenever it is run or replayed.
+  while_paid  boolean     not null default false,
+  -- What was really done: 'invited', 'already invited', 'granted', 'revoked', 'unchanged', 'covered by <action id>'.
+  outcome     text,
+  -- Claims so far, without those that a pause or a stop handed back.
+  attempts    integer     not null default 0,
+  -- Whether it was tried before: first attempts and retries are claimed side by side.
+  retry       boolean     not null generated always as (attempts > 0) stored,
+  -- When it was meant to happen. A removal at the end of a paid period waits here, in sight.
+  due_at      timestamptz not null default clock_timestamp(),
+  -- When it may next be claimed: later than due_at after a failure; while it is running, the end of its lease.
+  run_at      timestamptz not null default clock_timestamp(),
+  last_error  text,
+  created_at  timestamptz not null default clock_timestamp(),
+  finished_at timestamptz,
+  -- The fence: whoever records a result must hold the token of the newest claim.
+  claim_token uuid,
+  claimed_by  text,
+  -- The action whose call does this one's work as well; they share its end.
+  leader_id   uuid,
+
+  constraint outbox_action_kind_known check (kind in ('jira_invite', 'jira_access', 'slack_invite', 'paddle_customer')),
+  constraint outbox_action_status_known check (status in ('pending', 'running', 'done', 'dead', 'discarded')),
+  constraint outbox_action_has_one_subject check ((kind = 'paddle_customer') = (customer_id is not null) and (email is null) = (customer_id is not null)),
+  constraint outbox_action_email_lower_case check (email !~ '[A-Z]'),
+  constraint outbox_action_claimed_when_running check ((status = 'running') = (claim_token is not null)),
+  constraint outbox_action_finished_at_the_end check ((status in ('done', 'dead', 'discarded')) = (finished_at is not null)),
+  constraint outbox_action_done_says_what check ((status = 'done') = (outcome is not null)),
+  constraint outbox_action_dead_says_why check (status <> 'dead' or last_error is not null),
+  constraint outbox_action_attempts_sane check (attempts >= 0)
+) with (fillfactor = 80);
+
+create index outbox_action_alert on outbox_action (outbox_id);
+-- The claim: first attempts and retries apart, so that neither starves the other.
+create index outbox_action_due on outbox_action (destination, retry, run_at) where status in ('pending', 'running');
+-- Finding what one call can do for a customer; and at most one call at a time for each customer and destination, which is
+-- what keeps two evaluations of the same customer's access from overlapping.
+create index outbox_action_open on outbox_action (destination, subject, kind) where status in ('pending', 'running');
+create unique index outbox_action_one_running on outbox_action (destination, subject) where status = 'running';
+create index outbox_action_dead on outbox_action (destination, finished_at) where status = 'dead';
+
+create table outbox_attempt (
+  id          bigint      generated always as identity primary key,
+  action_id   uuid        not null references outbox_action (id) on delete cascade,
+  -- The number of the attempt; a number comes again when the attempt before it was not counted.
+  attempt     integer     not null,
+  started_at  timestamptz not null,
+  duration_ms integer     not null,
+  -- The answer that decided; null when no answer came.
+  http_status integer,
+  -- Null when it succeeded.
+  error       text
+);
+
+create index outbox_attempt_action on outbox_attempt (action_id);
+
+-- The ledger: what we know is paid for. The newest alert about a subscription wins.
+create table subscription (
+  source          text        not null,
+  subscription_id text        not null,
+  email           text,
+  -- Billing's customer id: an address that changes there changes here.
+  customer_id     text,
+  -- Classic subscription_plan_id; Billing price and product ids.
+  plans           text[]      not null default '{}',
+  -- 'active', 'trialing', 'past_due', 'paused', or 'cancelled', which Classic calls deleted and Billing canceled.
+  status          text        not null,
+  -- Access lasts until then; null is open-ended.
+  entitled_until  timestamptz,
+  -- Time and number of the newest alert applied, and the status it said it came from: what decides which of two is newer.
+  as_of           timestamptz not null,
+  as_of_alert     text        not null,
+  old_status      text,
+  -- An address that changed since is not changed back by an older alert.
+  email_as_of     timestamptz not null,
+  primary key (source, subscription_id),
+  constraint subscription_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled')),
+  constraint subscription_source_known check (source in ('classic', 'billing')),
+  constraint subscription_email_lower_case check (email !~ '[A-Z]')
+);
+
+create index subscription_email on subscription (email);
+create index subscription_customer on subscription (customer_id) where customer_id is not null;
+
+-- Billing's customers: an alert names the id, this table the address.
+create table billing_customer (
+  customer_id text        primary key,
+  email       text        not null,
+  as_of       timestamptz not null,
+  constraint billing_customer_email_lower_case check (email !~ '[A-Z]')
+);
+
+-- A customer as we act for them.
+create table customer (
+  email           text        primary key,
+  -- The account found or made in Jira (Cloud: accountId, Data Center: user name). Cloud may hide addresses later: keep it.
+  jira_account    text,
+  -- When what is paid for last changed by an alert.
+  paid_changed_at timestamptz,
+  -- When memberships were last made what is paid for.
+  access_made_at  timestamptz,
+  constraint customer_email_lower_case check (email !~ '[A-Z]')
+);
+
+-- Memberships that the ledger gave. Nothing that is not here is ever taken away.
+create table membership (
+  email    text        not null references customer (email) on delete cascade,
+  -- 'group:<name>' or 'organization:<id>'
+  target   text        not null,
+  account  text        not null,
+  -- False between the intention and the answer: written before the call, so that a crash in between does not turn a
+  -- membership we gave into one we found.
+  given    boolean     not null default false,
+  since    timestamptz not null default clock_timestamp(),
+  primary key (email, target),
+  constraint membership_target_known check (target ~ '^(group|organization):.')
+);
+
+-- What a plan gives, as configured: written by the worker at start, for the view below.
+create table access_rule (
+  plan   text not null,
+  target text not null,
+  primary key (plan, target)
+);
+
+create table destination (
+  name          text        primary key,
+  -- No worker claims anything for it until then. Set it by hand for maintenance; null or the past resumes at once.
+  paused_until  timestamptz,
+  paused_reason text,
+  -- Configuration failures in a row: each pause is longer than the one before.
+  failures      integer     not null default 0,
+  -- After a configuration failure one action at a time is tried, until one succeeds.
+  probing       boolean     not null default false,
+  constraint destination_known check (name in ('jira', 'slack', 'paddle')),
+  constraint destination_failures_sane check (failures >= 0)
+);
+
+insert into destination (name) values ('jira'), ('slack'), ('paddle');
+
+-- Views for people.
+
+create view dead_letter as
+select a.id as action_id, a.outbox_id, o.source, o.alert_id, o.alert_name, a.kind, a.email, a.customer_id, a.destination,
+       a.attempts, a.last_error, t.first_try, coalesce(t.last_try, a.finished_at) as last_try, a.finished_at as dead_since
+from outbox_action a
+join outbox o on o.id = a.outbox_id
+left join lateral (
+  select min(started_at) as first_try, max(started_at) as last_try from outbox_attempt where action_id = a.id
+) t on true
+where a.status = 'dead';
+
+create view access as
+with paid as (
+  select s.email,
+         bool_or(e.entitled) as paid,
+         array(select distinct p from subscription x, unnest(x.plans) p
+               where x.email = s.email and (x.entitled_until is null or x.entitled_until > now()) order by p) as paid_for,
+         max(s.entitled_until) filter (where s.entitled_until <= now()) as last_end
+  from subscription s
+  cross join lateral (select s.entitled_until is null or s.entitled_until > now() as entitled) e
+  where s.email is not null
+  group by s.email
+), made as (
+  select email, array_agg(target order by target) as given, max(since) as since from membership where given group by email
+), both_sides as (
+  select email, coalesce(p.paid, false) as paid, coalesce(p.paid_for, '{}') as paid_for, p.last_end,
+         coalesce(m.given, '{}') as given, m.since as given_since,
+         array(select distinct r.target from access_rule r
+               where coalesce(p.paid, false) and (r.plan = '*' or r.plan = any (p.paid_for)) order by r.target) as wanted
+  from paid p full join made m using (email)
+)
+select b.email, b.paid, b.paid_for, b.wanted, b.given, c.access_made_at,
+       case when b.wanted <> b.given
+            then coalesce(greatest(c.paid_changed_at, b.last_end), b.given_since, now()) end as differs_since
+from both_sides b
+left join customer c on c.email = b.email;
+
+-- Replay.
+--
+-- A row that an operator sets from an end state back to pending starts afresh. Everything a replay has to do hangs on that
+-- transition, so a plain UPDATE is as good as the functions below. The triggers fire on it alone; the worker's own
+-- transitions only pay for the comparison.
+
+create function outbox_action_revive() returns trigger language plpgsql as $$
+begin
+  new.attempts := 0;
+  new.due_at := clock_timestamp();
+  new.run_at := new.due_at;
+  new.finished_at := null;
+  new.outcome := null;
+  new.claim_token := null;
+  new.claimed_by := null;
+  new.leader_id := null;
+  return new;
+end $$;
+
+create trigger outbox_action_revive before update of status on outbox_action for each row
+  when (new.status = 'pending' and old.status in ('dead', 'done', 'discarded'))
+  execute function outbox_action_revive();
+
+create function outbox_action_revived() returns trigger language plpgsql as $$
+begin
+  update outbox set status = 'pending', finished_at = null, last_error = null where id = new.outbox_id and status <> 'pending';
+  perform pg_notify('oarlock', new.destination);
+  return null;
+end $$;
+
+create trigger outbox_action_revived after update of status on outbox_action for each row
+  when (new.status = 'pending' and old.status in ('dead', 'done', 'discarded'))
+  execute function outbox_action_revived();
+
+-- An alert set back to pending runs its dead actions again; one without any is planned again.
+create function outbox_revive() returns trigger language plpgsql as $$
+begin
+  new.finished_at := null;
+  new.last_error := null;
+  new.to_plan := not exists (select from outbox_action where outbox_id = new.id and status <> 'discarded');
+  return new;
+end $$;
+
+create trigger outbox_revive before update of status on outbox for each row
+  when (new.status = 'pending' and old.status <> 'pending' and pg_trigger_depth() = 0)
+  execute function outbox_revive();
+
+create function outbox_revived() returns trigger language plpgsql as $$
+begin
+  if exists (select from outbox_action where outbox_id = new.id and status = 'dead') then
+    update outbox_action set status = 'pending' where outbox_id = new.id and status = 'dead';
+  else
+    update outbox_action set status = 'pending' where outbox_id = new.id and status = 'done';
+  end if;
+  perform pg_notify('oarlock', 'outbox');
+  return null;
+end $$;
+
+create trigger outbox_revived after update of status on outbox for each row
+  when (new.status = 'pending' and old.status <> 'pending' and pg_trigger_depth() = 0)
+  execute function outbox_revived();
+
+-- Brings an alert's status in line with its actions. Call it with the alert's row locked.
+create function outbox_settle(alerts uuid[]) returns void language sql as $$
+  update outbox o
+  set status = s.status,
+      finished_at = case s.status when 'pending' then null else coalesce(o.finished_at, clock_timestamp()) end
+  from (
+    select a.outbox_id,
+           case when bool_or(a.status = 'dead') then 'dead'
+                when bool_or(a.status in ('pending', 'running')) then 'pending'
+                else 'done' end as status
+    from outbox_action a
+    where a.outbox_id = any (alerts)
+    group by a.outbox_id
+  ) s
+  where o.id = s.outbox_id and o.status <> s.status and not o.to_plan
+$$;
+
+-- An action that ends without a result (buried at claim time, discarded by hand) settles its alert whoever ended it. The
+-- worker's recorder has settled the alert's row already; then this finds nothing to do.
+create function outbox_action_ended() returns trigger language plpgsql as $$
+begin
+  perform from outbox where id = new.outbox_id for update;
+  perform outbox_settle(array[new.outbox_id]);
+  return null;
+end $$;
+
+create trigger outbox_action_ended after update of status on outbox_action for each row
+  when (new.status in ('dead', 'discarded') and new.status <> old.status)
+  execute function outbox_action_ended();
+
+-- Runs an action or an alert again, whatever end it came to: of an alert the dead actions, or all of them if none is dead;
+-- an alert that was ignored or could not be planned is planned again. Returns how many actions or alerts were put back.
+create function replay(id uuid) returns integer language plpgsql as $$
+declare
+  put_back integer;
+begin
+  update outbox_action a set status = 'pending' where a.id = replay.id and a.status in ('dead', 'done', 'discarded');
+  get diagnostics put_back = row_count;
+  if put_back = 0 then
+    update outbox o set status = 'pending' where o.id = replay.id and o.status <> 'pending';
+    get diagnostics put_back = row_count;
+  end if;
+  return put_back;
+end $$;
+
+-- Runs dead letters again, the oldest first: those that died since then, of one destination or (null) of all.
+create function replay_dead_letters(destination text default null, since timestamptz default '-infinity', max_rows integer default 1000)
+returns integer language plpgsql as $$
+declare
+  put_back integer;
+begin
+  update outbox_action a set status = 'pending'
+  where a.id in (
+    select d.id from outbox_action d
+    where d.status = 'dead'
+      and (replay_dead_letters.destination is null or d.destination = replay_dead_letters.destination)
+      and d.finished_at >= since
+    order by d.finished_at limit max_rows
+    for update skip locked);
+  get diagnostics put_back = row_count;
+  return put_back;
+end $$;
+
+-- Ends a dead letter (an action, or an alert with all its dead actions) without running it. Returns how many were ended.
+create function discard(id uuid, reason text) returns integer language plpgsql as $$
+declare
+  ended integer;
+begin
+  if coalesce(trim(reason), '') = '' then
+    raise exception 'give a reason: it is kept with the row' using errcode = 'invalid_parameter_value';
+  end if;
+  update outbox_action a
+  set status = 'discarded', last_error = 'discarded: ' || reason || coalesce(' (was: ' || a.last_error || ')', '')
+  where (a.id = discard.id or a.outbox_id = discard.id) and a.status = 'dead';
+  get diagnostics ended = row_count;
+  if ended = 0 then
+    update outbox o
+    set status = 'ignored', last_error = 'discarded: ' || reason || coalesce(' (was: ' || o.last_error || ')', '')
+    where o.id = discard.id and o.status = 'dead'
+      and not exists (select from outbox_action a where a.outbox_id = o.id and a.status = 'dead');
+    get diagnostics ended = row_count;
+  end if;
+  return ended;
+end $$;
+
+-- Pauses.
+
+create function destination_resume() returns trigger language plpgsql as $$
+begin
+  new.paused_reason := null;
+  new.failures := 0;
+  return new;
+end $$;
+
+create trigger destination_resume before update of paused_until on destination for each row
+  when (new.paused_until is null and old.paused_until is not null)
+  execute function destination_resume();
+
+create function destination_resumed() returns trigger language plpgsql as $$
+begin
+  perform pg_notify('oarlock', new.name);
+  return null;
+end $$;
+
+create trigger destination_resumed after update of paused_until on destination for each row
+  when (old.paused_until is not null and (new.paused_until is null or new.paused_until < old.paused_until))
+  execute function destination_resumed();
