@@ -29,7 +29,8 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     migrator.set_locking(false).set_ignore_missing(true);
     let mut transaction = pool.begin().await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
-    migrator.run(&mut *transaction).await?;
+    // What `run` does with a connection of its own; `run` asks for bounds that no spawned task can meet.
+    migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())
 }

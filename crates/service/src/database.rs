@@ -3,9 +3,11 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use oarlock_outbox::schema;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Database;
 
@@ -38,6 +40,21 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
         .test_before_acquire(true)
         .idle_timeout(Duration::from_secs(600))
         .connect_lazy_with(options)
+}
+
+/// Applies pending migrations as soon as the database is there, however long that takes.
+pub async fn migrate(pool: PgPool, shutdown: CancellationToken) {
+    let mut patience = Patience::default();
+    loop {
+        match schema::migrate(&pool).await {
+            Ok(()) => return tracing::info!("the database is migrated"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the database is not migrated yet"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(patience.delay()) => {}
+        }
+    }
 }
 
 /// Delays between tries of something that must succeed in the end: from a tenth of a second, doubling to five seconds.

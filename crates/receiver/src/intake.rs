@@ -1,0 +1,161 @@
+//! Verified alerts are committed, many at a time.
+//!
+//! Group commit: while one commit is under way the next batch gathers, so a lone alert waits for nothing and a burst shares
+//! the cost of reaching the disk. The queue is bounded, in alerts and in bytes; what does not fit is refused at once.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oarlock_outbox::received::NewAlert;
+use oarlock_outbox::store::{self, Stored};
+use oarlock_outbox::{is_about_the_data, is_conflict};
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::signature::Verified;
+
+/// Alerts that may wait. At 1,000 commits a second of 256 alerts each this is a few milliseconds' worth.
+const QUEUE: usize = 1024;
+/// Kilobytes that may wait or be under way.
+const ROOM_KB: usize = 16 * 1024;
+/// Alerts in one statement.
+const BATCH: usize = 256;
+/// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The way into the outbox.
+#[derive(Debug)]
+pub struct Intake {
+    queue: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// Why an alert was not stored; Paddle may send it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    #[error("too many alerts are waiting to be committed")]
+    Full,
+    #[error("the database did not take it")]
+    Database,
+    #[error("it was not committed in time")]
+    TooSlow,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    alert: NewAlert,
+    answer: oneshot::Sender<Result<Stored, Unavailable>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Intake {
+    /// Starts the committer. It ends when the intake is dropped and what was queued is written.
+    pub fn start(pool: PgPool) -> (Self, JoinHandle<()>) {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let intake = Self { queue, room: Arc::new(Semaphore::new(ROOM_KB)) };
+        (intake, tokio::spawn(commit_batches(pool, waiting)))
+    }
+
+    /// Stores an alert; the answer comes after the commit.
+    ///
+    /// # Errors
+    /// When the queue is full, or the database did not take it.
+    pub async fn store(&self, verified: Verified) -> Result<Stored, Unavailable> {
+        let alert = verified.into_alert();
+        // Body, payload and what Postgres is sent of them: about three times the body.
+        let kilobytes = u32::try_from(alert.body.len() * 3 / 1024 + 1).map_err(|_| Unavailable::Full)?;
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kilobytes).map_err(|_| Unavailable::Full)?;
+        let (answer, answered) = oneshot::channel();
+        self.queue.try_send(Waiting { alert, answer, _room: room }).map_err(|_| Unavailable::Full)?;
+        answered.await.unwrap_or(Err(Unavailable::Database))
+    }
+}
+
+async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+        // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
+        batch.retain(|waiting| !waiting.answer.is_closed());
+        if !batch.is_empty() {
+            commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
+        }
+    }
+}
+
+async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
+    let mut alerts = Vec::with_capacity(batch.len());
+    let mut callers = Vec::with_capacity(batch.len());
+    for Waiting { alert, answer, _room } in batch {
+        alerts.push(alert);
+        callers.push((answer, _room));
+    }
+    let mut connection = match pool.acquire().await {
+        Ok(connection) => connection,
+        Err(error) => return fail(callers.into_iter().map(|(answer, _)| answer), &error),
+    };
+    let stored = match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
+        Ok(stored) => stored,
+        Err(_) => {
+            // The statement may still be running over there: nothing more can be asked on this connection.
+            drop(connection.detach());
+            return fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
+        }
+    };
+    let mut any_new = false;
+    for ((answer, _), stored) in callers.into_iter().zip(stored) {
+        any_new |= stored == Ok(Stored::New);
+        // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
+        let _ = answer.send(stored);
+    }
+    if any_new && let Err(error) = store::notify(&mut *connection).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "failed to wake the workers; they look by themselves");
+    }
+}
+
+/// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.
+async fn insert(connection: &mut sqlx::PgConnection, alerts: &[NewAlert]) -> Vec<Result<Stored, Unavailable>> {
+    let mut result = store::insert(connection, alerts).await;
+    if result.as_ref().is_err_and(is_conflict) {
+        result = store::insert(connection, alerts).await;
+    }
+    match result {
+        Ok(stored) => stored.into_iter().map(Ok).collect(),
+        Err(error) if is_about_the_data(&error) && alerts.len() > 1 => {
+            let mut each = Vec::with_capacity(alerts.len());
+            for alert in alerts {
+                each.push(match store::insert(connection, std::slice::from_ref(alert)).await {
+                    Ok(stored) => Ok(stored[0]),
+                    Err(error) => {
+                        tracing::error!(alert_id = alert.alert_id, error = %code(&error), "the database refuses this alert");
+                        Err(Unavailable::Database)
+                    }
+                });
+            }
+            each
+        }
+        Err(error) => {
+            tracing::error!(alerts = alerts.len(), error = %code(&error), "failed to store alerts");
+            alerts.iter().map(|_| Err(Unavailable::Database)).collect()
+        }
+    }
+}
+
+fn fail(callers: impl Iterator<Item = oneshot::Sender<Result<Stored, Unavailable>>>, error: &sqlx::Error) {
+    let mut alerts = 0;
+    for answer in callers {
+        alerts += 1;
+        let _ = answer.send(Err(Unavailable::Database));
+    }
+    tracing::error!(alerts, error = %code(error), "failed to reach the database");
+}
+
+/// What went wrong, without the values that Postgres quotes in its messages.
+fn code(error: &sqlx::Error) -> String {
+    match error.as_database_error() {
+        Some(database) => format!("SQLSTATE {}{}", database.code().unwrap_or_default(), database.constraint().map(|name| format!(", {name}")).unwrap_or_default()),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,16 @@
+//! The receiver: verifies Paddle's alerts, stores them in the outbox, answers 200.
+//!
+//! | module | what happens there |
+//! |---|---|
+//! | [`run`] | the listeners are opened, served and closed |
+//! | [`webhook`] | a request becomes an answer |
+//! | [`signature`] | a body is proved to be Paddle's |
+//! | [`intake`] | verified alerts are committed, many at a time |
+//!
+//! It calls nobody but Postgres, and does nothing of what an alert asks for: that is the worker's.
+
+pub mod intake;
+pub mod metrics;
+pub mod run;
+pub mod signature;
+pub mod webhook;

@@ -1,0 +1,123 @@
+//! Classic: RSA with SHA-1 over PHP's serialization of the form's fields.
+//!
+//! <https://developer.paddle.com/webhook-reference/verifying-webhooks>: take `p_signature` (base64) out of the decoded
+//! fields, sort the others by name, cast each to a string, `serialize()`, verify. All fields are signed, known or not.
+//!
+//! The form is decoded here, to bytes, from the body as it came: a framework's decoder trims, merges the query string,
+//! replaces what is not UTF-8 or keeps the first of two, and any of that breaks the signature of a genuine alert.
+
+use std::collections::HashSet;
+
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use oarlock_outbox::received::{Malformed, NewAlert};
+use percent_encoding::percent_decode;
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::Refusal;
+
+const SIGNATURE: &[u8] = b"p_signature";
+
+type Field = (Vec<u8>, Vec<u8>);
+
+/// The vendor's public keys: one, or several while they are changed.
+#[derive(Debug)]
+pub(super) struct PublicKeys(Vec<ParsedPublicKey>);
+
+impl PublicKeys {
+    pub(super) fn new(texts: &[String]) -> Result<Self, Vec<String>> {
+        let (mut keys, mut problems) = (Vec::new(), Vec::new());
+        for (at, text) in texts.iter().enumerate() {
+            // A PEM text in an environment variable often has its line breaks written out.
+            let text = text.replace("\\n", "\n");
+            let found: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(text.as_bytes()).collect();
+            let parsed = found.ok().filter(|found| !found.is_empty()).and_then(|found| {
+                found.iter().map(|der| ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, der.as_ref()).ok()).collect::<Option<Vec<_>>>()
+            });
+            match parsed {
+                Some(parsed) => keys.extend(parsed),
+                None => problems.push(format!(
+                    "paddle.classic.public_keys (or public_key_files), entry {}: not an RSA public key in PEM, as Paddle shows under Developer Tools, Public Key",
+                    at + 1
+                )),
+            }
+        }
+        if problems.is_empty() { Ok(Self(keys)) } else { Err(problems) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn verify(&self, body: Vec<u8>, says_json: bool) -> Result<NewAlert, Refusal> {
+        if self.is_empty() {
+            return Err(Refusal::NotConfigured);
+        }
+        let mut fields = match decode(&body) {
+            Err(Refusal::NotAForm) if says_json => return Err(Refusal::NoSignature),
+            decoded => decoded?,
+        };
+        let at = fields.iter().position(|(name, _)| name == SIGNATURE).ok_or(Refusal::NoSignature)?;
+        let (_, signature) = fields.remove(at);
+        let signature = String::from_utf8(signature).map_err(|_| Refusal::NotASignature)?;
+        let bytes = STANDARD.decode(&signature).map_err(|_| Refusal::NotASignature)?;
+        let message = serialize(&mut fields);
+        if !self.0.iter().any(|key| key.verify_sig(&message, &bytes).is_ok()) {
+            return Err(Refusal::WrongSignature);
+        }
+        Ok(NewAlert::classic(&fields, signature, body)?)
+    }
+}
+
+/// Decodes a form as PHP does, to bytes: `+` is a space, a bad escape stays as it is, a name without `=` has an empty value.
+fn decode(body: &[u8]) -> Result<Vec<Field>, Refusal> {
+    if !body.contains(&b'=') {
+        return Err(Refusal::NotAForm);
+    }
+    let (mut fields, mut names) = (Vec::new(), HashSet::new());
+    for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+        let (name, value) = (decode_part(name), decode_part(value));
+        if is_ambiguous(&name) {
+            return Err(Refusal::AmbiguousName);
+        }
+        // PHP keeps the last, others the first: two readers of the same body must not come to two results.
+        if !names.insert(name.clone()) {
+            return Err(Malformed::DuplicateName.into());
+        }
+        fields.push((name, value));
+    }
+    Ok(fields)
+}
+
+fn decode_part(part: &[u8]) -> Vec<u8> {
+    let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect()
+}
+
+/// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.
+fn is_ambiguous(name: &[u8]) -> bool {
+    let is_integer = || std::str::from_utf8(name).ok().and_then(|text| text.parse::<i64>().ok().map(|number| number.to_string() == text)) == Some(true);
+    name.is_empty() || name.iter().any(|byte| matches!(byte, b'.' | b' ' | b'[')) || is_integer()
+}
+
+/// `a:<count>:{s:<bytes>:"<name>";s:<bytes>:"<value>";…}`, sorted by name; lengths are of bytes, nothing is escaped.
+fn serialize(fields: &mut [Field]) -> Vec<u8> {
+    fields.sort();
+    let mut out = format!("a:{}:{{", fields.len()).into_bytes();
+    for (name, value) in fields {
+        for part in [name, value] {
+            out.extend_from_slice(format!("s:{}:\"", part.len()).as_bytes());
+            out.extend_from_slice(part);
+            out.extend_from_slice(b"\";");
+        }
+    }
+    out.push(b'}');
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! A request becomes an answer.
+//!
+//! Paddle takes 200 alone for delivered and sends anything else again, so 200 is said only after the commit. An answer's
+//! body says nothing about what is inside: for some kinds of webhook Paddle mails it to the buyer.
+
+use std::time::{Duration, SystemTime};
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
+use oarlock_outbox::Source;
+use oarlock_outbox::store::Stored;
+use tokio::time::{Instant, timeout_at};
+
+use crate::intake::{Intake, Unavailable};
+use crate::metrics::{Metrics, Outcome};
+use crate::signature::{Refusal, Verifier};
+
+/// What a request needs.
+#[derive(Debug)]
+pub struct Webhook {
+    pub verifier: Verifier,
+    pub intake: Intake,
+    pub metrics: Metrics,
+    pub max_body_bytes: usize,
+    pub ack_timeout: Duration,
+}
+
+/// Seconds after which an alert that could not be stored may be sent again.
+const RETRY_AFTER: &str = "30";
+
+/// The header by which the two generations are told apart.
+const BILLING_SIGNATURE: &str = "Paddle-Signature";
+
+/// POST of an alert.
+pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::Data<Webhook>) -> HttpResponse {
+    let started = Instant::now();
+    let deadline = started + webhook.ack_timeout;
+    let mut signatures = request.headers().get_all(BILLING_SIGNATURE).map(header::HeaderValue::as_bytes);
+    let signature = (signatures.next(), signatures.next());
+    let source = if signature.0.is_some() { Source::Billing } else { Source::Classic };
+
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > webhook.max_body_bytes) {
+        return too_large(&webhook, source);
+    }
+    let body = match timeout_at(deadline, payload.to_bytes_limited(webhook.max_body_bytes)).await {
+        Ok(Ok(Ok(body))) => body,
+        Ok(Err(_)) => return too_large(&webhook, source),
+        Ok(Ok(Err(error))) => {
+            tracing::info!(source = source.as_str(), %error, "a body broke off");
+            webhook.metrics.count(source, None, Outcome::Malformed);
+            return answer(StatusCode::BAD_REQUEST);
+        }
+        Err(_) => {
+            tracing::info!(source = source.as_str(), "a body did not arrive in time");
+            webhook.metrics.count(source, None, Outcome::Malformed);
+            return answer(StatusCode::REQUEST_TIMEOUT);
+        }
+    };
+
+    let verified = match signature {
+        (Some(_), Some(_)) => Err(Refusal::SeveralSignatures),
+        (Some(header), None) => webhook.verifier.verify_billing(header, body.to_vec(), SystemTime::now()),
+        (None, _) => webhook.verifier.verify_classic(body.to_vec(), says_json(&request)),
+    };
+    let verified = match verified {
+        Ok(verified) => verified,
+        Err(refusal) => {
+            let (status, outcome) = match &refusal {
+                Refusal::NotConfigured
+                | Refusal::NoSignature
+                | Refusal::SeveralSignatures
+                | Refusal::WrongSignature
+                | Refusal::NotASignature
+                | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused),
+                Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, Outcome::Malformed),
+            };
+            tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
+            webhook.metrics.count(source, None, outcome);
+            return answer(status);
+        }
+    };
+
+    let name = verified.alert().alert_name.parse().ok();
+    let (id, alert_id) = (verified.alert().id, verified.alert().alert_id.clone());
+    let stored = timeout_at(deadline, webhook.intake.store(verified)).await.unwrap_or(Err(Unavailable::TooSlow));
+    let outcome = match stored {
+        Ok(Stored::New) => {
+            tracing::info!(source = source.as_str(), alert_id, outbox_id = %id, "stored");
+            Outcome::Stored
+        }
+        Ok(Stored::Repeated) => {
+            tracing::info!(source = source.as_str(), alert_id, "stored before");
+            Outcome::Repeated
+        }
+        Ok(Stored::Mismatch) => {
+            tracing::warn!(source = source.as_str(), alert_id, "another alert of this number is stored already; this one is not kept");
+            Outcome::Mismatch
+        }
+        Err(unavailable) => {
+            tracing::warn!(source = source.as_str(), alert_id, reason = %unavailable, "an alert could not be stored; Paddle will send it again");
+            webhook.metrics.count(source, name, Outcome::Unavailable);
+            return HttpResponse::ServiceUnavailable().insert_header((header::RETRY_AFTER, RETRY_AFTER)).content_type(TEXT).body("Service Unavailable\n");
+        }
+    };
+    webhook.metrics.count(source, name, outcome);
+    webhook.metrics.acknowledged(started.elapsed());
+    HttpResponse::Ok().content_type(TEXT).body("Ok\n")
+}
+
+/// Any other method on the webhook's path.
+pub async fn wrong_method() -> HttpResponse {
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED);
+    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("POST"));
+    response
+}
+
+/// Any other path.
+pub async fn wrong_path() -> HttpResponse {
+    answer(StatusCode::NOT_FOUND)
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn answer(status: StatusCode) -> HttpResponse {
+    HttpResponseBuilder::new(status).content_type(TEXT).body(format!("{}\n", status.canonical_reason().unwrap_or("Error")))
+}
+
+fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {
+    tracing::warn!(source = source.as_str(), limit_bytes = webhook.max_body_bytes, "a body is over receiver.max_body_bytes");
+    webhook.metrics.count(source, None, Outcome::TooLarge);
+    answer(StatusCode::PAYLOAD_TOO_LARGE)
+}
+
+/// A JSON body without a signature header is an unsigned Billing notification rather than a broken form.
+fn says_json(request: &HttpRequest) -> bool {
+    request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json"))
+}
