@@ -60,7 +60,11 @@ pub fn apply(held: Option<&Subscription>, news: &News<'_>) -> Option<Subscriptio
         email: keep_address.map_or_else(|| news.email.map(str::to_owned), |held| held.email.clone()),
         customer_id: news.customer_id.map(str::to_owned).or_else(|| held?.customer_id.clone()),
         // An alert that names no plan does not take the known one away.
-        plans: if news.state.plans.is_empty() { held.map(|held| held.plans.clone()).unwrap_or_default() } else { news.state.plans.clone() },
+        plans: if news.state.plans.is_empty() {
+            held.map(|held| held.plans.clone()).unwrap_or_default()
+        } else {
+            news.state.plans.clone()
+        },
         status: news.state.status,
         entitled_until: entitled_until(held, news),
         as_of: news.happened_at,
@@ -96,7 +100,8 @@ fn is_newer(news: &News<'_>, held: &Subscription) -> bool {
             Ordering::Equal
         }
     };
-    news.happened_at.cmp(&held.as_of).then_with(by_chain).then_with(|| by_number(news.alert_id, &held.as_of_alert)) == Ordering::Greater
+    news.happened_at.cmp(&held.as_of).then_with(by_chain).then_with(|| by_number(news.alert_id, &held.as_of_alert))
+        == Ordering::Greater
 }
 
 /// Numbers by value, however many digits; anything else as text.
@@ -133,8 +138,21 @@ mod tests {
     fn after(alerts: &[Told]) -> Subscription {
         let mut held = None;
         for alert in alerts {
-            let state = SubscriptionState { id: "1".into(), status: alert.status, old_status: alert.old, plans: vec!["7".into()], ends: alert.ends.map(at) };
-            let news = News { state: &state, email: Some("ann@example.com"), customer_id: None, happened_at: at(alert.second), alert_id: alert.number, ends_now: false };
+            let state = SubscriptionState {
+                id: "1".into(),
+                status: alert.status,
+                old_status: alert.old,
+                plans: vec!["7".into()],
+                ends: alert.ends.map(at),
+            };
+            let news = News {
+                state: &state,
+                email: Some("ann@example.com"),
+                customer_id: None,
+                happened_at: at(alert.second),
+                alert_id: alert.number,
+                ends_now: false,
+            };
             held = apply(held.as_ref(), &news).or(held);
         }
         held.unwrap()
@@ -161,9 +179,19 @@ mod tests {
     #[test]
     fn an_end_is_never_moved_later_by_another_cancellation() {
         let cancelled = |second, number, ends| Told { ends: Some(ends), ..told(second, number, Status::Cancelled) };
-        assert_eq!(after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), cancelled(3, "3", 200)]).entitled_until, Some(at(100)));
-        assert_eq!(after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), told(3, "3", Status::Cancelled)]).entitled_until, Some(at(100)));
-        assert_eq!(after(&[cancelled(2, "2", 100), told(3, "3", Status::Active), cancelled(4, "4", 200)]).entitled_until, Some(at(200)));
+        assert_eq!(
+            after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), cancelled(3, "3", 200)]).entitled_until,
+            Some(at(100))
+        );
+        assert_eq!(
+            after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), told(3, "3", Status::Cancelled)])
+                .entitled_until,
+            Some(at(100))
+        );
+        assert_eq!(
+            after(&[cancelled(2, "2", 100), told(3, "3", Status::Active), cancelled(4, "4", 200)]).entitled_until,
+            Some(at(200))
+        );
         assert_eq!(after(&[told(2, "2", Status::Cancelled)]).entitled_until, Some(at(2)));
     }
 }

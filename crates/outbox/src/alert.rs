@@ -109,7 +109,11 @@ fn classic(alert_name: &str, payload: &Value) -> Says {
         Some(SubscriptionState {
             id: subscription_id.clone()?,
             // A cancellation is one, whatever its status field holds.
-            status: if alert_name == "subscription_cancelled" { Status::Cancelled } else { Status::parse(get("status")?)? },
+            status: if alert_name == "subscription_cancelled" {
+                Status::Cancelled
+            } else {
+                Status::parse(get("status")?)?
+            },
             old_status: get("old_status").and_then(Status::parse),
             plans: get("subscription_plan_id").and_then(identifier).into_iter().collect(),
             ends: get("cancellation_effective_date").and_then(end_of),
@@ -120,7 +124,9 @@ fn classic(alert_name: &str, payload: &Value) -> Says {
         (old != new).then_some(NewAddress::Classic { old, new })
     };
     Says {
-        email: ["email", "customer_email_address", "new_customer_email", "customer_email"].into_iter().find_map(|name| get(name).and_then(email)),
+        email: ["email", "customer_email_address", "new_customer_email", "customer_email"]
+            .into_iter()
+            .find_map(|name| get(name).and_then(email)),
         customer_id: None,
         about_subscription: is_subscription,
         subscription: is_subscription.then(state).flatten(),
@@ -135,7 +141,10 @@ fn billing(alert_name: &str, payload: &Value) -> Says {
         let (customer_id, address) = (get("/data/id").and_then(identifier), get("/data/email").and_then(email));
         return Says {
             email: address.clone(),
-            new_address: customer_id.clone().zip(address).map(|(customer_id, email)| NewAddress::Billing { customer_id, email }),
+            new_address: customer_id
+                .clone()
+                .zip(address)
+                .map(|(customer_id, email)| NewAddress::Billing { customer_id, email }),
             customer_id,
             ..Says::default()
         };
@@ -183,7 +192,10 @@ mod tests {
                              "cancellation_effective_date": "2020-08-12"});
         let says = read(Source::Classic, "subscription_cancelled", &payload);
         let state = says.subscription.unwrap();
-        assert_eq!((says.email.as_deref(), state.status, state.plans), (Some("ann@example.com"), Status::Cancelled, vec!["5".to_owned()]));
+        assert_eq!(
+            (says.email.as_deref(), state.status, state.plans),
+            (Some("ann@example.com"), Status::Cancelled, vec!["5".to_owned()])
+        );
         assert_eq!(state.ends.unwrap().to_rfc3339(), "2020-08-13T00:00:00+00:00");
     }
 
@@ -207,9 +219,16 @@ mod tests {
 
     #[test]
     fn an_address_changes() {
-        let says = read(Source::Classic, "update_audience_member", &json!({"old_customer_email": "A@x.org", "new_customer_email": "b@x.org"}));
+        let says = read(
+            Source::Classic,
+            "update_audience_member",
+            &json!({"old_customer_email": "A@x.org", "new_customer_email": "b@x.org"}),
+        );
         assert_eq!(says.new_address, Some(NewAddress::Classic { old: "a@x.org".into(), new: "b@x.org".into() }));
         let says = read(Source::Billing, "customer.updated", &json!({"data": {"id": "ctm_1", "email": "B@x.org"}}));
-        assert_eq!(says.new_address, Some(NewAddress::Billing { customer_id: "ctm_1".into(), email: "b@x.org".into() }));
+        assert_eq!(
+            says.new_address,
+            Some(NewAddress::Billing { customer_id: "ctm_1".into(), email: "b@x.org".into() })
+        );
     }
 }

@@ -73,7 +73,8 @@ pub struct Claimed {
 /// When the database is away, or another worker claimed for the same customer in this instant (see [`crate::is_conflict`]).
 pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &Terms) -> Result<Claimed, sqlx::Error> {
     let token = Uuid::new_v4();
-    let lease = PgInterval { months: 0, days: 0, microseconds: i64::try_from(terms.lease.as_micros()).unwrap_or(i64::MAX) };
+    let lease =
+        PgInterval { months: 0, days: 0, microseconds: i64::try_from(terms.lease.as_micros()).unwrap_or(i64::MAX) };
     let rows = sqlx::query!(
         r#"
         with gate as materialized (

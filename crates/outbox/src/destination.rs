@@ -11,7 +11,12 @@ use crate::Destination;
 ///
 /// # Errors
 /// When the database is away.
-pub async fn pause_for(pool: &PgPool, destination: Destination, length: Duration, reason: &str) -> Result<(), sqlx::Error> {
+pub async fn pause_for(
+    pool: &PgPool,
+    destination: Destination,
+    length: Duration,
+    reason: &str,
+) -> Result<(), sqlx::Error> {
     let length = PgInterval { months: 0, days: 0, microseconds: i64::try_from(length.as_micros()).unwrap_or(i64::MAX) };
     sqlx::query!(
         "update destination set paused_until = clock_timestamp() + $2::interval, paused_reason = $3

@@ -63,7 +63,8 @@ pub async fn paid(pool: &PgPool, email: &str) -> Result<Paid, sqlx::Error> {
 /// # Errors
 /// When the database is away.
 pub async fn jira_account(pool: &PgPool, email: &str) -> Result<Option<String>, sqlx::Error> {
-    let row = sqlx::query_scalar!("select jira_account from customer where email = $1", email).fetch_optional(pool).await?;
+    let row =
+        sqlx::query_scalar!("select jira_account from customer where email = $1", email).fetch_optional(pool).await?;
     Ok(row.flatten())
 }
 
@@ -71,7 +72,12 @@ pub async fn jira_account(pool: &PgPool, email: &str) -> Result<Option<String>, 
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
-pub async fn keep_jira_account(pool: &PgPool, claim: &Claim, email: &str, account: Option<&str>) -> Result<(), FencedWriteError> {
+pub async fn keep_jira_account(
+    pool: &PgPool,
+    claim: &Claim,
+    email: &str,
+    account: Option<&str>,
+) -> Result<(), FencedWriteError> {
     let written = sqlx::query!(
         "insert into customer (email, jira_account) select $1, $2
          where exists (select from outbox_action where id = $3 and claim_token = $4 and status = 'running')
@@ -91,14 +97,21 @@ pub async fn keep_jira_account(pool: &PgPool, claim: &Claim, email: &str, accoun
 /// # Errors
 /// When the database is away.
 pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Given>, sqlx::Error> {
-    sqlx::query_as!(Given, "select target, account, given from membership where email = $1 order by target", email).fetch_all(pool).await
+    sqlx::query_as!(Given, "select target, account, given from membership where email = $1 order by target", email)
+        .fetch_all(pool)
+        .await
 }
 
 /// Writes down that a membership is about to be given (`given` false), or was.
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
-pub async fn keep_membership(pool: &PgPool, claim: &Claim, email: &str, membership: &Given) -> Result<(), FencedWriteError> {
+pub async fn keep_membership(
+    pool: &PgPool,
+    claim: &Claim,
+    email: &str,
+    membership: &Given,
+) -> Result<(), FencedWriteError> {
     let written = sqlx::query!(
         "with held as (
            select from outbox_action where id = $5 and claim_token = $6 and status = 'running'
@@ -124,7 +137,12 @@ pub async fn keep_membership(pool: &PgPool, claim: &Claim, email: &str, membersh
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
-pub async fn forget_membership(pool: &PgPool, claim: &Claim, email: &str, target: &str) -> Result<(), FencedWriteError> {
+pub async fn forget_membership(
+    pool: &PgPool,
+    claim: &Claim,
+    email: &str,
+    target: &str,
+) -> Result<(), FencedWriteError> {
     let written = sqlx::query_scalar!(
         r#"with held as (
            select id from outbox_action where id = $3 and claim_token = $4 and status = 'running'
@@ -196,7 +214,8 @@ pub fn usable_address(text: &str) -> Option<String> {
 /// # Errors
 /// When the database is away.
 pub async fn keep_rules(pool: &PgPool, rules: &[(String, String)]) -> Result<(), sqlx::Error> {
-    let (plans, targets): (Vec<&str>, Vec<&str>) = rules.iter().map(|(plan, target)| (plan.as_str(), target.as_str())).unzip();
+    let (plans, targets): (Vec<&str>, Vec<&str>) =
+        rules.iter().map(|(plan, target)| (plan.as_str(), target.as_str())).unzip();
     let mut transaction = pool.begin().await?;
     sqlx::query!(
         "delete from access_rule r where not exists (

@@ -42,7 +42,8 @@ pub const CHANNEL: &str = "oarlock";
 /// workers claiming for the same customer in the same instant.
 pub fn is_conflict(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
-        matches!(error.code().as_deref(), Some("40001" | "40P01")) || error.constraint() == Some("outbox_action_one_running")
+        matches!(error.code().as_deref(), Some("40001" | "40P01"))
+            || error.constraint() == Some("outbox_action_one_running")
     })
 }
 
@@ -50,7 +51,9 @@ pub fn is_conflict(error: &sqlx::Error) -> bool {
 pub fn is_about_the_data(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
-        .and_then(|error| error.code().map(|code| code.starts_with("22") || code.starts_with("23") || code.starts_with("54")))
+        .and_then(|error| {
+            error.code().map(|code| code.starts_with("22") || code.starts_with("23") || code.starts_with("54"))
+        })
         .unwrap_or(false)
         && !is_conflict(error)
 }

@@ -108,8 +108,10 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
 
 /// Reads the ledger, under a lock for each subscription: two alerts about a new one must not both find nothing.
 async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert]) -> Result<Known, sqlx::Error> {
-    let (sources, ids): (Vec<&str>, Vec<&str>) =
-        alerts.iter().filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str()))).unzip();
+    let (sources, ids): (Vec<&str>, Vec<&str>) = alerts
+        .iter()
+        .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
+        .unzip();
     let customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
     let mut known = Known::default();
     if !ids.is_empty() {
@@ -149,9 +151,12 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         }
     }
     if !customers.is_empty() {
-        let rows = sqlx::query!("select customer_id, email from billing_customer where customer_id = any($1::text[])", &customers as _)
-            .fetch_all(&mut **transaction)
-            .await?;
+        let rows = sqlx::query!(
+            "select customer_id, email from billing_customer where customer_id = any($1::text[])",
+            &customers as _
+        )
+        .fetch_all(&mut **transaction)
+        .await?;
         known.addresses = rows.into_iter().map(|row| (row.customer_id, row.email)).collect();
     }
     Ok(known)
@@ -272,7 +277,10 @@ async fn write_address(
     Ok(())
 }
 
-async fn write_actions(transaction: &mut Transaction<'static, Postgres>, alerts: &[PlannedAlert]) -> Result<(), sqlx::Error> {
+async fn write_actions(
+    transaction: &mut Transaction<'static, Postgres>,
+    alerts: &[PlannedAlert],
+) -> Result<(), sqlx::Error> {
     let mut rows = Vec::new();
     for alert in alerts {
         if let Decision::Actions(actions) = &alert.decision {
@@ -304,7 +312,10 @@ async fn write_actions(transaction: &mut Transaction<'static, Postgres>, alerts:
     .map(drop)
 }
 
-async fn write_alerts(transaction: &mut Transaction<'static, Postgres>, alerts: &[PlannedAlert]) -> Result<(), sqlx::Error> {
+async fn write_alerts(
+    transaction: &mut Transaction<'static, Postgres>,
+    alerts: &[PlannedAlert],
+) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         update outbox o

@@ -44,7 +44,10 @@ impl NewAlert {
     pub fn classic(fields: &[(Vec<u8>, Vec<u8>)], signature: String, body: Vec<u8>) -> Result<Self, Malformed> {
         let mut payload = Map::new();
         for (name, value) in fields {
-            payload.insert(storable(&String::from_utf8_lossy(name)), Value::String(storable(&String::from_utf8_lossy(value))));
+            payload.insert(
+                storable(&String::from_utf8_lossy(name)),
+                Value::String(storable(&String::from_utf8_lossy(value))),
+            );
         }
         let get = |name: &str| payload.get(name).and_then(Value::as_str);
         Ok(Self {
@@ -53,7 +56,9 @@ impl NewAlert {
             alert_id: get("alert_id").and_then(identifier).ok_or(Malformed::NoId("alert_id"))?,
             alert_name: get("alert_name").map_or_else(|| "unknown".to_owned(), |name| cut(name, 100)),
             occurred_at: get("event_time").and_then(time),
-            email: ["email", "customer_email_address", "new_customer_email", "customer_email"].into_iter().find_map(|name| get(name).and_then(email)),
+            email: ["email", "customer_email_address", "new_customer_email", "customer_email"]
+                .into_iter()
+                .find_map(|name| get(name).and_then(email)),
             subscription_id: get("subscription_id").and_then(identifier),
             payload: Value::Object(payload).to_string(),
             body,
@@ -69,7 +74,8 @@ impl NewAlert {
         let payload = strict_json::parse(&body)?;
         let get = |pointer: &str| payload.pointer(pointer).and_then(Value::as_str);
         let alert_name = get("/event_type").map_or_else(|| "unknown".to_owned(), |name| cut(name, 100));
-        let subscription_id = if alert_name.starts_with("subscription.") { get("/data/id") } else { get("/data/subscription_id") };
+        let subscription_id =
+            if alert_name.starts_with("subscription.") { get("/data/id") } else { get("/data/subscription_id") };
         Ok(Self {
             id: Uuid::now_v7(),
             source: Source::Billing,
@@ -95,7 +101,10 @@ pub(crate) fn email(text: &str) -> Option<String> {
     let text = text.trim();
     let (local, domain) = text.rsplit_once('@')?;
     // 254 octets is the longest address that can be mailed to (RFC 5321, 4.5.3.1.3).
-    let sane = !local.is_empty() && !domain.is_empty() && text.len() <= 254 && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    let sane = !local.is_empty()
+        && !domain.is_empty()
+        && text.len() <= 254
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control());
     sane.then(|| text.to_lowercase())
 }
 
@@ -231,7 +240,9 @@ mod tests {
 
     #[test]
     fn placeholders_leave_a_column_empty_and_refuse_nothing() {
-        let alert = classic(&[("alert_id", "7"), ("email", "email"), ("event_time", "event_time"), ("subscription_id", "")]).unwrap();
+        let alert =
+            classic(&[("alert_id", "7"), ("email", "email"), ("event_time", "event_time"), ("subscription_id", "")])
+                .unwrap();
         assert_eq!((alert.email, alert.occurred_at, alert.subscription_id), (None, None, None));
         assert_eq!(alert.alert_name, "unknown");
     }

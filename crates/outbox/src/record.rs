@@ -137,11 +137,15 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     // The address is known now: the alerts that waited for it can be planned.
     let looked_up: Vec<Uuid> = recorded
         .iter()
-        .filter(|row| row.kind.as_deref() == Some(Kind::PaddleCustomer.as_str()) && row.status.as_deref() == Some("done"))
+        .filter(|row| {
+            row.kind.as_deref() == Some(Kind::PaddleCustomer.as_str()) && row.status.as_deref() == Some("done")
+        })
         .filter_map(|row| row.outbox_id)
         .collect();
     if !looked_up.is_empty() {
-        sqlx::query!("update outbox set to_plan = true where id = any($1) and status = 'pending'", &looked_up).execute(&mut *transaction).await?;
+        sqlx::query!("update outbox set to_plan = true where id = any($1) and status = 'pending'", &looked_up)
+            .execute(&mut *transaction)
+            .await?;
     }
     sqlx::query!("select outbox_settle($1)", &alerts).fetch_one(&mut *transaction).await?;
     transaction.commit().await?;

@@ -11,7 +11,8 @@ use sqlx::postgres::types::PgInterval;
 /// # Errors
 /// When the database is away.
 pub async fn delete_finished(pool: &PgPool, older_than: Duration, limit: i64) -> Result<u64, sqlx::Error> {
-    let older_than = PgInterval { months: 0, days: 0, microseconds: i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX) };
+    let older_than =
+        PgInterval { months: 0, days: 0, microseconds: i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX) };
     let deleted = sqlx::query!(
         "delete from outbox where id in (
            select id from outbox where status in ('done', 'ignored') and finished_at < now() - $1::interval

@@ -40,12 +40,17 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn state(connection: &mut PgConnection) -> Result<State, sqlx::Error> {
-    let exists = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "exists!""#).fetch_one(&mut *connection).await?;
+    let exists = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "exists!""#)
+        .fetch_one(&mut *connection)
+        .await?;
     let known = MIGRATIONS.iter().filter(|migration| !migration.migration_type.is_down_migration());
     if !exists {
         return Ok(State::Behind(known.count()));
     }
-    let applied = connection.list_applied_migrations("_sqlx_migrations").await.map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
+    let applied = connection
+        .list_applied_migrations("_sqlx_migrations")
+        .await
+        .map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
     let missing = known.filter(|migration| !applied.iter().any(|done| done.version == migration.version)).count();
     Ok(if missing == 0 { State::Ready } else { State::Behind(missing) })
 }

@@ -111,7 +111,10 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
         let _ = answer.send(stored);
     }
     if any_new && let Err(error) = store::notify(&mut *connection).await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "failed to wake the workers; they look by themselves");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "failed to wake the workers; they look by themselves"
+        );
     }
 }
 
@@ -155,7 +158,11 @@ fn fail(callers: impl Iterator<Item = oneshot::Sender<Result<Stored, Unavailable
 /// What went wrong, without the values that Postgres quotes in its messages.
 fn code(error: &sqlx::Error) -> String {
     match error.as_database_error() {
-        Some(database) => format!("SQLSTATE {}{}", database.code().unwrap_or_default(), database.constraint().map(|name| format!(", {name}")).unwrap_or_default()),
+        Some(database) => format!(
+            "SQLSTATE {}{}",
+            database.code().unwrap_or_default(),
+            database.constraint().map(|name| format!(", {name}")).unwrap_or_default()
+        ),
         None => error.to_string(),
     }
 }

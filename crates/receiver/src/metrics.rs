@@ -21,7 +21,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 7] = [Self::Stored, Self::Repeated, Self::Mismatch, Self::Refused, Self::Malformed, Self::TooLarge, Self::Unavailable];
+    const ALL: [Self; 7] = [
+        Self::Stored,
+        Self::Repeated,
+        Self::Mismatch,
+        Self::Refused,
+        Self::Malformed,
+        Self::TooLarge,
+        Self::Unavailable,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -59,7 +67,8 @@ impl Metrics {
         }
         let buckets = vec![0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0];
         let ack = Histogram::with_opts(
-            HistogramOpts::new("oarlock_ack_seconds", "Time from an alert's request to its 200, the commit included.").buckets(buckets),
+            HistogramOpts::new("oarlock_ack_seconds", "Time from an alert's request to its 200, the commit included.")
+                .buckets(buckets),
         )
         .expect("valid names");
         registry.register(Box::new(alerts.clone())).expect("registered once");
@@ -69,7 +78,9 @@ impl Metrics {
 
     /// Counts a request. The name is of the closed list, or `other`: what is not verified could say anything.
     pub fn count(&self, source: Source, name: Option<AlertName>, outcome: Outcome) {
-        self.alerts.with_label_values(&[source.as_str(), name.map_or("other", AlertName::as_str), outcome.as_str()]).inc();
+        self.alerts
+            .with_label_values(&[source.as_str(), name.map_or("other", AlertName::as_str), outcome.as_str()])
+            .inc();
     }
 
     pub fn acknowledged(&self, after: Duration) {

@@ -44,13 +44,16 @@ impl Receiver {
     /// When an address cannot be listened on.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { config, verifier } = self;
-        let webhook_listener = TcpListener::bind(&config.listen).with_context(|| format!("failed to listen on {} (receiver.listen)", config.listen))?;
+        let webhook_listener = TcpListener::bind(&config.listen)
+            .with_context(|| format!("failed to listen on {} (receiver.listen)", config.listen))?;
         let admin_listener = tokio::net::TcpListener::bind(&config.admin_listen)
             .await
             .with_context(|| format!("failed to listen on {} (receiver.admin_listen)", config.admin_listen))?;
         let (address, admin_address) = (webhook_listener.local_addr()?, admin_listener.local_addr()?);
         if !verifier.can_verify_anything() {
-            tracing::warn!("neither paddle.classic.public_keys nor paddle.billing.webhook_secrets is set: every alert will be answered 403");
+            tracing::warn!(
+                "neither paddle.classic.public_keys nor paddle.billing.webhook_secrets is set: every alert will be answered 403"
+            );
         }
 
         let pool = database::pool(&config.database, "oarlock-receiver");
@@ -76,7 +79,11 @@ impl Receiver {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(app_state.clone())
-                .service(web::resource(&path).route(web::post().to(webhook::receive)).default_service(web::to(webhook::wrong_method)))
+                .service(
+                    web::resource(&path)
+                        .route(web::post().to(webhook::receive))
+                        .default_service(web::to(webhook::wrong_method)),
+                )
                 .default_service(web::to(webhook::wrong_path))
         })
         .keep_alive(KEEP_ALIVE)

@@ -37,9 +37,13 @@ pub enum Refusal {
     SeveralSignatures,
     #[error("the signature is not of the form Paddle writes")]
     NotASignature,
-    #[error("the signature is not by any of the configured keys: a wrong key, another environment's, or a body changed on the way")]
+    #[error(
+        "the signature is not by any of the configured keys: a wrong key, another environment's, or a body changed on the way"
+    )]
     WrongSignature,
-    #[error("the signature is {seconds_off} s off our clock, more than paddle.billing.tolerance: check this machine's time")]
+    #[error(
+        "the signature is {seconds_off} s off our clock, more than paddle.billing.tolerance: check this machine's time"
+    )]
     OutsideTolerance { seconds_off: u64 },
     #[error("the body is not a form")]
     NotAForm,

@@ -39,7 +39,8 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
     let signature = (signatures.next(), signatures.next());
     let source = if signature.0.is_some() { Source::Billing } else { Source::Classic };
 
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > webhook.max_body_bytes) {
         return too_large(&webhook, source);
     }
@@ -73,7 +74,9 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
                 | Refusal::WrongSignature
                 | Refusal::NotASignature
                 | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused),
-                Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, Outcome::Malformed),
+                Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => {
+                    (StatusCode::BAD_REQUEST, Outcome::Malformed)
+                }
             };
             tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
             webhook.metrics.count(source, None, outcome);
@@ -94,13 +97,20 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
             Outcome::Repeated
         }
         Ok(Stored::Mismatch) => {
-            tracing::warn!(source = source.as_str(), alert_id, "another alert of this number is stored already; this one is not kept");
+            tracing::warn!(
+                source = source.as_str(),
+                alert_id,
+                "another alert of this number is stored already; this one is not kept"
+            );
             Outcome::Mismatch
         }
         Err(unavailable) => {
             tracing::warn!(source = source.as_str(), alert_id, reason = %unavailable, "an alert could not be stored; Paddle will send it again");
             webhook.metrics.count(source, name, Outcome::Unavailable);
-            return HttpResponse::ServiceUnavailable().insert_header((header::RETRY_AFTER, RETRY_AFTER)).content_type(TEXT).body("Service Unavailable\n");
+            return HttpResponse::ServiceUnavailable()
+                .insert_header((header::RETRY_AFTER, RETRY_AFTER))
+                .content_type(TEXT)
+                .body("Service Unavailable\n");
         }
     };
     webhook.metrics.count(source, name, outcome);
@@ -123,20 +133,24 @@ pub async fn wrong_path() -> HttpResponse {
 const TEXT: &str = "text/plain; charset=utf-8";
 
 fn answer(status: StatusCode) -> HttpResponse {
-    HttpResponseBuilder::new(status).content_type(TEXT).body(format!("{}\n", status.canonical_reason().unwrap_or("Error")))
+    HttpResponseBuilder::new(status)
+        .content_type(TEXT)
+        .body(format!("{}\n", status.canonical_reason().unwrap_or("Error")))
 }
 
 fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {
-    tracing::warn!(source = source.as_str(), limit_bytes = webhook.max_body_bytes, "a body is over receiver.max_body_bytes");
+    tracing::warn!(
+        source = source.as_str(),
+        limit_bytes = webhook.max_body_bytes,
+        "a body is over receiver.max_body_bytes"
+    );
     webhook.metrics.count(source, None, Outcome::TooLarge);
     answer(StatusCode::PAYLOAD_TOO_LARGE)
 }
 
 /// A JSON body without a signature header is an unsigned Billing notification rather than a broken form.
 fn says_json(request: &HttpRequest) -> bool {
-    request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json"))
+    request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+    })
 }

@@ -29,7 +29,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Never: the names are constants.
 pub fn registry(version: &str) -> Registry {
     let registry = Registry::new();
-    let info = IntGaugeVec::new(Opts::new("oarlock_build_info", "Which version runs; always 1."), &["version"]).expect("a valid name");
+    let info = IntGaugeVec::new(Opts::new("oarlock_build_info", "Which version runs; always 1."), &["version"])
+        .expect("a valid name");
     info.with_label_values(&[version]).set(1);
     registry.register(Box::new(info)).expect("registered once");
     registry
@@ -37,8 +38,13 @@ pub fn registry(version: &str) -> Registry {
 
 /// Serves until the token is cancelled. `refresh` runs before each answer of `/metrics`, for gauges that are read
 /// from the database; when it fails the other metrics are served all the same.
-pub async fn serve<R, F>(listener: TcpListener, pool: PgPool, registry: Registry, refresh: R, shutdown: CancellationToken)
-where
+pub async fn serve<R, F>(
+    listener: TcpListener,
+    pool: PgPool,
+    registry: Registry,
+    refresh: R,
+    shutdown: CancellationToken,
+) where
     R: Fn() -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send,
 {
@@ -74,7 +80,12 @@ where
     }
 }
 
-async fn answer<R, F>(request: &Request<Incoming>, pool: &PgPool, registry: &Registry, refresh: &R) -> Response<Full<Bytes>>
+async fn answer<R, F>(
+    request: &Request<Incoming>,
+    pool: &PgPool,
+    registry: &Registry,
+    refresh: &R,
+) -> Response<Full<Bytes>>
 where
     R: Fn() -> F,
     F: Future<Output = ()>,

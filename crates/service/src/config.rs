@@ -232,8 +232,9 @@ fn read(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>
     let mut table = match path {
         None => Table::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| Problems(vec![format!("{}: cannot read the configuration file: {error}", path.display())]))?;
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                Problems(vec![format!("{}: cannot read the configuration file: {error}", path.display())])
+            })?;
             text.parse::<Table>().map_err(|error| {
                 // The parser's full message quotes the line, which may hold a secret: only where and what is said.
                 let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -262,7 +263,8 @@ fn receiver(section: &mut Section<'_>, database: Database) -> ReceiverConfig {
         listen: section.address("listen", "0.0.0.0:8080"),
         path: section.string("path").unwrap_or_else(|| "/paddle".to_owned()),
         admin_listen: section.address("admin_listen", "127.0.0.1:8081"),
-        max_body_bytes: usize::try_from(section.integer("max_body_bytes", 1024, 64 << 20).unwrap_or(1 << 20)).expect("at most 64 MiB"),
+        max_body_bytes: usize::try_from(section.integer("max_body_bytes", 1024, 64 << 20).unwrap_or(1 << 20))
+            .expect("at most 64 MiB"),
         ack_timeout: section.duration("ack_timeout", "4s"),
         // These stand in the section of the vendor.
         classic_public_keys: Vec::new(),
@@ -282,10 +284,14 @@ fn paddle(section: &mut Section<'_>, receiver: &mut ReceiverConfig) -> PaddleApi
     receiver.classic_public_keys = classic.contents("public_keys", "public_key_files");
     classic.finish();
     let mut billing = section.section("billing").with_secrets_of(Program::Receiver);
-    receiver.billing_webhook_secrets = billing.contents("webhook_secrets", "webhook_secret_files").into_iter().map(Into::into).collect();
+    receiver.billing_webhook_secrets =
+        billing.contents("webhook_secrets", "webhook_secret_files").into_iter().map(Into::into).collect();
     receiver.billing_tolerance = billing.duration("tolerance", "5m");
     let mut billing = billing.with_secrets_of(Program::Worker);
-    let api = PaddleApi { api_url: billing.url("api_url", Some("https://api.paddle.com")), api_key: billing.secret("api_key") };
+    let api = PaddleApi {
+        api_url: billing.url("api_url", Some("https://api.paddle.com")),
+        api_key: billing.secret("api_key"),
+    };
     billing.finish();
     section.finish();
     api
@@ -305,7 +311,10 @@ fn worker(section: &mut Section<'_>) -> Worker {
         retention: section.duration("retention", "90d"),
     };
     if worker.lease <= worker.request_timeout {
-        section.problem("lease", "must be longer than worker.request_timeout, or a claim runs out while its call is still under way");
+        section.problem(
+            "lease",
+            "must be longer than worker.request_timeout, or a claim runs out while its call is still under way",
+        );
     }
     if worker.retry_base > worker.retry_cap {
         section.problem("retry_base", "must not be longer than worker.retry_cap");
@@ -374,7 +383,9 @@ fn jira(section: &mut Section<'_>) -> Jira {
             row.problem("plans", "is missing: name the plans, or [\"*\"] for any");
         }
         match (row.string("group"), row.string("organization")) {
-            (Some(group), None) if !group.is_empty() => access.push(JiraAccess { plans, grants: Membership::Group(group) }),
+            (Some(group), None) if !group.is_empty() => {
+                access.push(JiraAccess { plans, grants: Membership::Group(group) })
+            }
             (None, Some(id)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) => {
                 access.push(JiraAccess { plans, grants: Membership::Organization(id) });
             }

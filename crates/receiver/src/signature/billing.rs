@@ -30,7 +30,8 @@ impl fmt::Debug for Secrets {
 
 impl Secrets {
     pub(super) fn new(secrets: &[SecretString], tolerance: Duration) -> Self {
-        let keys = secrets.iter().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes())).collect();
+        let keys =
+            secrets.iter().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes())).collect();
         Self { keys, tolerance }
     }
 

@@ -34,7 +34,10 @@ impl PublicKeys {
             let text = text.replace("\\n", "\n");
             let found: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(text.as_bytes()).collect();
             let parsed = found.ok().filter(|found| !found.is_empty()).and_then(|found| {
-                found.iter().map(|der| ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, der.as_ref()).ok()).collect::<Option<Vec<_>>>()
+                found
+                    .iter()
+                    .map(|der| ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, der.as_ref()).ok())
+                    .collect::<Option<Vec<_>>>()
             });
             match parsed {
                 Some(parsed) => keys.extend(parsed),
@@ -100,7 +103,12 @@ fn decode_part(part: &[u8]) -> Vec<u8> {
 
 /// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.
 fn is_ambiguous(name: &[u8]) -> bool {
-    let is_integer = || std::str::from_utf8(name).ok().and_then(|text| text.parse::<i64>().ok().map(|number| number.to_string() == text)) == Some(true);
+    let is_integer = || {
+        std::str::from_utf8(name)
+            .ok()
+            .and_then(|text| text.parse::<i64>().ok().map(|number| number.to_string() == text))
+            == Some(true)
+    };
     name.is_empty() || name.iter().any(|byte| matches!(byte, b'.' | b' ' | b'[')) || is_integer()
 }
 

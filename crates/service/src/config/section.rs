@@ -90,7 +90,9 @@ impl<'p> Section<'p> {
         let values = match self.table.remove(key)? {
             Value::Array(values) => values,
             Value::String(text) => {
-                return Some(text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect());
+                return Some(
+                    text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect(),
+                );
             }
             _ => {
                 self.problem(key, "must be a list of texts");
@@ -158,7 +160,10 @@ impl<'p> Section<'p> {
     /// `host:port`.
     pub(super) fn address(&mut self, key: &str, default: &str) -> String {
         let Some(address) = self.string(key) else { return default.to_owned() };
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
         if port.is_none() {
             self.problem(key, "must be an address and a port, such as \"0.0.0.0:8080\"");
         }
@@ -184,7 +189,10 @@ impl<'p> Section<'p> {
                 url
             }
             _ => {
-                self.problem(key, "must be a URL such as \"https://acme.example/path\", without user, password or query");
+                self.problem(
+                    key,
+                    "must be a URL such as \"https://acme.example/path\", without user, password or query",
+                );
                 nowhere()
             }
         }
@@ -224,7 +232,10 @@ impl<'p> Section<'p> {
         let given = self.has(key) || self.has(&format!("{key}_file"));
         let secret = self.secret(key);
         if !given {
-            self.problem(key, &format!("is missing: give it, or name its file as {}", self.path(&format!("{key}_file"))));
+            self.problem(
+                key,
+                &format!("is missing: give it, or name its file as {}", self.path(&format!("{key}_file"))),
+            );
         }
         secret.unwrap_or_default()
     }

@@ -22,7 +22,10 @@ fn table(file: &str, environment: &[(&str, &str)]) -> Table {
 #[test]
 fn everything_has_a_default_but_the_accounts() {
     let config = receiver(MINIMAL, &[]).unwrap();
-    assert_eq!((config.listen.as_str(), config.path.as_str(), config.max_body_bytes), ("0.0.0.0:8080", "/paddle", 1_048_576));
+    assert_eq!(
+        (config.listen.as_str(), config.path.as_str(), config.max_body_bytes),
+        ("0.0.0.0:8080", "/paddle", 1_048_576)
+    );
     assert_eq!(config.ack_timeout, Duration::from_secs(4));
     let config = worker(MINIMAL, &[]).unwrap();
     assert!(config.jira.is_none() && config.slack.is_none());
@@ -45,7 +48,11 @@ fn the_environment_beats_the_file() {
     assert_eq!(config.billing_webhook_secrets.len(), 2);
     assert_eq!(config.ack_timeout, Duration::from_millis(250));
     assert_eq!(config.path, "/paddle");
-    assert_eq!(receiver(file, &environment[..1]).unwrap_err().len(), 1, "the file that the environment did not replace");
+    assert_eq!(
+        receiver(file, &environment[..1]).unwrap_err().len(),
+        1,
+        "the file that the environment did not replace"
+    );
 }
 
 #[test]
@@ -110,7 +117,10 @@ fn every_problem_is_said_at_once_and_names_its_key() {
     ];
     for problems in [receiver(file, &[]).unwrap_err(), worker(file, &[]).unwrap_err()] {
         for expected in expected {
-            assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected:?} is not among {problems:#?}");
+            assert!(
+                problems.iter().any(|problem| problem.starts_with(expected)),
+                "{expected:?} is not among {problems:#?}"
+            );
         }
         assert!(!problems.join("\n").contains("hunter2"));
     }
@@ -118,7 +128,8 @@ fn every_problem_is_said_at_once_and_names_its_key() {
 
 #[test]
 fn a_program_opens_no_secret_of_the_other() {
-    let file = "[jira]\nedition = \"cloud\"\nbase_url = \"https://acme.example\"\nuser = \"bot\"\ntoken_file = \"/nowhere\"\n";
+    let file =
+        "[jira]\nedition = \"cloud\"\nbase_url = \"https://acme.example\"\nuser = \"bot\"\ntoken_file = \"/nowhere\"\n";
     assert!(receiver(file, &[]).is_ok());
     let problems = worker(file, &[]).unwrap_err();
     assert!(problems[0].starts_with("jira.token_file names /nowhere, which cannot be read"), "{problems:?}");
@@ -126,7 +137,11 @@ fn a_program_opens_no_secret_of_the_other() {
 
 #[test]
 fn a_secret_is_in_no_debug_output() {
-    let config = worker("[slack]\nmode = \"legacy_invite\"\ntoken = \"xoxp-secret\"\n", &[("DATABASE_URL", "postgres://u:pw@h/d")]).unwrap();
+    let config = worker(
+        "[slack]\nmode = \"legacy_invite\"\ntoken = \"xoxp-secret\"\n",
+        &[("DATABASE_URL", "postgres://u:pw@h/d")],
+    )
+    .unwrap();
     let debug = format!("{config:?}");
     assert!(!debug.contains("xoxp-secret") && !debug.contains("pw"), "{debug}");
 }

@@ -31,7 +31,10 @@ fn secrets(secrets: &[&str]) -> Secrets {
 fn a_genuine_notification_verifies() {
     let Vector { secret, header, body, signed_at } = vector();
     let alert = secrets(&[&secret]).verify(header.as_bytes(), body.clone(), signed_at).unwrap();
-    assert_eq!((alert.alert_name.as_str(), alert.alert_id.as_str()), ("subscription.activated", "evt_01h8f9kvwn9vnmhrev93sxtdrw"));
+    assert_eq!(
+        (alert.alert_name.as_str(), alert.alert_id.as_str()),
+        ("subscription.activated", "evt_01h8f9kvwn9vnmhrev93sxtdrw")
+    );
     assert_eq!(alert.body, body);
 }
 
@@ -52,7 +55,8 @@ fn headers() {
     let Vector { secret, header, body, signed_at } = vector();
     let (ts, h1) = header.split_once(';').unwrap();
     let wrong = format!("h1={}", "0".repeat(64));
-    let check = |header: &str| secrets(&["another", &secret]).verify(header.as_bytes(), body.clone(), signed_at).map(drop);
+    let check =
+        |header: &str| secrets(&["another", &secret]).verify(header.as_bytes(), body.clone(), signed_at).map(drop);
     for good in [
         format!("{ts};{h1}"),
         format!("{h1};{ts}"),
@@ -86,7 +90,8 @@ fn headers() {
 fn signed_and_yet_no_alert() {
     let Vector { secret, signed_at, .. } = vector();
     let check = |body: &str| {
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), format!("1692730519:{body}").as_bytes());
+        let tag =
+            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), format!("1692730519:{body}").as_bytes());
         let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         secrets(&[&secret]).verify(format!("ts=1692730519;h1={hex}").as_bytes(), body.into(), signed_at).map(drop)
     };

@@ -19,7 +19,8 @@ static KEYS: LazyLock<PublicKeys> = LazyLock::new(|| {
     PublicKeys::new(&[pem]).unwrap()
 });
 
-const GENUINE: [&str; 4] = ["subscription_created", "subscription_updated", "subscription_cancelled", "subscription_payment_succeeded"];
+const GENUINE: [&str; 4] =
+    ["subscription_created", "subscription_updated", "subscription_cancelled", "subscription_payment_succeeded"];
 
 #[test]
 fn genuine_alerts_verify() {
@@ -85,7 +86,10 @@ fn serializes_as_php_does() {
     check(b"05=y&9999999999999999999=z", br#"a:2:{s:2:"05";s:1:"y";s:19:"9999999999999999999";s:1:"z";}"#);
     // Four bytes, two UTF-16 units, one character: only the bytes count.
     check("e=%F0%9F%98%80".as_bytes(), "a:1:{s:1:\"e\";s:4:\"😀\";}".as_bytes());
-    check(b"null=&true=1&false=&float=1.5&int=3", br#"a:5:{s:5:"false";s:0:"";s:5:"float";s:3:"1.5";s:3:"int";s:1:"3";s:4:"null";s:0:"";s:4:"true";s:1:"1";}"#);
+    check(
+        b"null=&true=1&false=&float=1.5&int=3",
+        br#"a:5:{s:5:"false";s:0:"";s:5:"float";s:3:"1.5";s:3:"int";s:1:"3";s:4:"null";s:0:"";s:4:"true";s:1:"1";}"#,
+    );
     check(b"a=1&&b=2&", br#"a:2:{s:1:"a";s:1:"1";s:1:"b";s:1:"2";}"#);
     check(b"a=b=c", br#"a:1:{s:1:"a";s:3:"b=c";}"#);
 }
@@ -112,15 +116,27 @@ fn what_is_no_form_and_what_is_not_signed() {
     assert_eq!(check(b"alert_id=1&p_signature=%FF", false), Refusal::NotASignature);
     assert_eq!(check(b"alert_id=1&p_signature=!!", false), Refusal::NotASignature);
     // Encoded twice on the way: still a sender's mistake, not to be guessed at.
-    let twice = String::from_utf8(body("subscription_created")).unwrap().replace("%2B", "%252B").replace("%2F", "%252F").replace("%3D", "%253D");
+    let twice = String::from_utf8(body("subscription_created"))
+        .unwrap()
+        .replace("%2B", "%252B")
+        .replace("%2F", "%252F")
+        .replace("%3D", "%253D");
     assert!(KEYS.verify(twice.into_bytes(), false).is_err());
-    assert_eq!(PublicKeys::new(&[]).unwrap().verify(body("subscription_created"), false).unwrap_err(), Refusal::NotConfigured);
+    assert_eq!(
+        PublicKeys::new(&[]).unwrap().verify(body("subscription_created"), false).unwrap_err(),
+        Refusal::NotConfigured
+    );
 }
 
 /// A body whose fields are these, encoded byte by byte.
 fn encode(fields: &[Field]) -> Vec<u8> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02X}")).collect::<String>();
-    fields.iter().map(|(name, value)| format!("{}={}", hex(name), hex(value))).collect::<Vec<_>>().join("&").into_bytes()
+    fields
+        .iter()
+        .map(|(name, value)| format!("{}={}", hex(name), hex(value)))
+        .collect::<Vec<_>>()
+        .join("&")
+        .into_bytes()
 }
 
 proptest! {
