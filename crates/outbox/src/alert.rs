@@ -108,11 +108,11 @@ fn classic(alert_name: &str, payload: &Value) -> Says {
     let state = || {
         Some(SubscriptionState {
             id: subscription_id.clone()?,
-            // A cancellation is one, whatever its status field holds.
-            status: if alert_name == "subscription_cancelled" {
-                Status::Cancelled
-            } else {
-                Status::parse(get("status")?)?
+            status: match (alert_name, get("status").and_then(Status::parse)) {
+                // A cancellation is one, and a start or a payment means access, whatever their status field holds.
+                ("subscription_cancelled", _) => Status::Cancelled,
+                ("subscription_created" | "subscription_payment_succeeded", None) => Status::Active,
+                (_, status) => status?,
             },
             old_status: get("old_status").and_then(Status::parse),
             plans: get("subscription_plan_id").and_then(identifier).into_iter().collect(),

@@ -18,6 +18,8 @@ use crate::{Kind, Source, ledger};
 #[derive(Debug)]
 pub struct Batch {
     transaction: Transaction<'static, Postgres>,
+    /// Postgres's clock.
+    pub now: DateTime<Utc>,
     /// In the order they arrived.
     pub alerts: Vec<Alert>,
     pub known: Known,
@@ -78,16 +80,15 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
     let mut transaction = pool.begin().await?;
     let rows = sqlx::query!(
         r#"
-        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload
+        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload,
+               clock_timestamp() as "now!"
         from outbox where to_plan order by id limit $1 for update skip locked
         "#,
         limit
     )
     .fetch_all(&mut *transaction)
     .await?;
-    if rows.is_empty() {
-        return Ok(None);
-    }
+    let Some(now) = rows.first().map(|row| row.now) else { return Ok(None) };
     let alerts: Vec<Alert> = rows
         .into_iter()
         .map(|row| {
@@ -103,7 +104,7 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
         })
         .collect();
     let known = known(&mut transaction, &alerts).await?;
-    Ok(Some(Batch { transaction, alerts, known }))
+    Ok(Some(Batch { transaction, now, alerts, known }))
 }
 
 /// Reads the ledger, under a lock for each subscription: two alerts about a new one must not both find nothing.

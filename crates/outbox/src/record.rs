@@ -49,6 +49,10 @@ impl Finished {
         self.claim.kind
     }
 
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
     pub fn action_id(&self) -> Uuid {
         self.claim.id()
     }

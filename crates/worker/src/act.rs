@@ -1,0 +1,190 @@
+//! One action: whom to call, and with what.
+//!
+//! Outside any transaction, and with a deadline before the lease ends: what runs longer has lost its claim and must not go
+//! on calling. An action that is dropped in the middle, by a stop or a crash, can be run again from the start.
+
+use std::time::Instant;
+
+use oarlock_outbox::Kind;
+use oarlock_outbox::claim::Claim;
+use oarlock_outbox::ledger::{self, FencedWriteError};
+use oarlock_outbox::record::Attempt;
+use oarlock_service::config::{self, WorkerConfig};
+use sqlx::PgPool;
+
+use crate::failure::{Failure, Meaning};
+use crate::http;
+use crate::jira::{AccountId, Jira};
+use crate::memberships::{self, Made};
+use crate::outcome::InviteOutcome;
+use crate::paddle::Paddle;
+use crate::slack::Slack;
+
+/// Whoever can be called.
+#[derive(Debug)]
+pub struct Vendors {
+    jira: Option<(Jira, Vec<config::JiraAccess>)>,
+    slack: Option<Slack>,
+    paddle: Paddle,
+}
+
+/// Why an action did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error("the claim was lost")]
+    ClaimLost,
+    #[error("the database is away")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<FencedWriteError> for Stop {
+    fn from(error: FencedWriteError) -> Self {
+        match error {
+            FencedWriteError::Lost(_) => Self::ClaimLost,
+            FencedWriteError::Database(error) => Self::Database(error),
+        }
+    }
+}
+
+/// How an action's run ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub result: Result<&'static str, Stop>,
+    /// None when nobody was called.
+    pub attempt: Option<Attempt>,
+}
+
+impl Vendors {
+    /// # Errors
+    /// When a token or a URL cannot be used; each names its setting.
+    pub fn new(config: &WorkerConfig) -> Result<Self, Vec<String>> {
+        let timeout = config.worker.request_timeout;
+        let mut problems = Vec::new();
+        let mut keep = |error: anyhow::Error| problems.push(format!("{error:#}"));
+        let jira = config.jira.as_ref().and_then(|jira| {
+            Jira::new(jira, timeout).map_err(&mut keep).ok().map(|client| (client, jira.access.clone()))
+        });
+        let slack = config.slack.as_ref().and_then(|slack| Slack::new(slack, timeout).map_err(&mut keep).ok());
+        match Paddle::new(&config.paddle, timeout).map_err(&mut keep) {
+            Ok(paddle) if problems.is_empty() => Ok(Self { jira, slack, paddle }),
+            _ => Err(problems),
+        }
+    }
+
+    pub fn jira(&self) -> Option<&Jira> {
+        self.jira.as_ref().map(|(jira, _)| jira)
+    }
+
+    pub fn slack(&self) -> Option<&Slack> {
+        self.slack.as_ref()
+    }
+
+    pub fn paddle(&self) -> &Paddle {
+        &self.paddle
+    }
+}
+
+/// Runs a claimed action until it ends or `deadline` has come.
+pub async fn act(pool: &PgPool, vendors: &Vendors, claim: &Claim, deadline: Instant) -> Ended {
+    let started = Instant::now();
+    let run = http::with_last_status(run(pool, vendors, claim));
+    let (result, http_status) = match tokio::time::timeout_at(deadline.into(), run).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            let failure = "not finished before its lease ended: raise worker.lease or lower worker.request_timeout";
+            (Err(Failure::new(Meaning::Transient { retry_after: None }, None, failure).into()), None)
+        }
+    };
+    let error = match &result {
+        Ok(Done::Nothing) => return Ended { result: Ok(UNCHANGED), attempt: None },
+        Ok(Done::Called(_)) => None,
+        Err(Stop::Failed(failure)) => Some(failure.detail().to_owned()),
+        Err(stop @ (Stop::ClaimLost | Stop::Database(_))) => Some(stop.to_string()),
+    };
+    let http_status = match &result {
+        Err(Stop::Failed(failure)) => failure.http_status,
+        _ => http_status,
+    };
+    let attempt = Some(Attempt { started, ended: Instant::now(), http_status, error });
+    let result = result.map(|done| match done {
+        Done::Called(outcome) => outcome,
+        Done::Nothing => UNCHANGED,
+    });
+    Ended { result, attempt }
+}
+
+const UNCHANGED: &str = "unchanged";
+
+enum Done {
+    Called(&'static str),
+    /// There was nothing to call anybody for.
+    Nothing,
+}
+
+async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<Done, Stop> {
+    let subject = claim.subject.as_str();
+    // Run or replayed late, for somebody who has left: not invited back.
+    if claim.while_paid && !ledger::paid(pool, subject).await?.entitled {
+        return Ok(Done::Nothing);
+    }
+    match claim.kind {
+        Kind::JiraInvite => {
+            let (jira, _) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
+            jira_invite(pool, jira, claim).await.map(invited)
+        }
+        Kind::JiraAccess => {
+            let (jira, rules) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
+            Ok(Done::Called(match memberships::make(pool, jira, rules, claim).await? {
+                Made::Granted => "granted",
+                Made::Revoked => "revoked",
+                Made::Unchanged => UNCHANGED,
+            }))
+        }
+        Kind::SlackInvite => {
+            let slack = vendors.slack.as_ref().ok_or_else(|| not_configured("slack"))?;
+            Ok(invited(slack.invite(subject).await?))
+        }
+        Kind::PaddleCustomer => {
+            let customer = vendors.paddle.customer(subject).await?;
+            let Some(email) = ledger::usable_address(&customer.email) else {
+                return Err(
+                    Failure::new(Meaning::Permanent, Some(200), "the customer has no usable e-mail address").into()
+                );
+            };
+            ledger::keep_address(pool, subject, &email, None).await?;
+            // Nothing is changed over there.
+            Ok(Done::Called(UNCHANGED))
+        }
+    }
+}
+
+async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<InviteOutcome, Stop> {
+    let email = claim.subject.as_str();
+    let known = ledger::jira_account(pool, email).await?.map(AccountId::new);
+    let invited = match (jira.invite(email, known.as_ref()).await, &known) {
+        (Err(Failure { meaning: Meaning::AccountGone, .. }), Some(_)) => {
+            ledger::keep_jira_account(pool, claim, email, None).await?;
+            jira.invite(email, None).await?
+        }
+        (invited, _) => invited?,
+    };
+    if known.as_ref() != Some(&invited.account) {
+        ledger::keep_jira_account(pool, claim, email, Some(invited.account.as_str())).await?;
+    }
+    Ok(invited.outcome)
+}
+
+fn invited(outcome: InviteOutcome) -> Done {
+    Done::Called(match outcome {
+        InviteOutcome::Invited => "invited",
+        InviteOutcome::AlreadyInvited => "already invited",
+    })
+}
+
+/// Planned by a worker that was configured for it, and claimed by one that is not: it waits for the configuration.
+fn not_configured(section: &str) -> Stop {
+    Failure::new(Meaning::Configuration, None, format!("this worker has no section [{section}] in its configuration"))
+        .into()
+}

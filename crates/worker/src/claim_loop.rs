@@ -1,0 +1,228 @@
+//! A destination's due actions are claimed and run, so many at a time.
+//!
+//! Each destination has a loop of its own: one that hangs delays no other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oarlock_outbox::claim::{self, Claim, Terms};
+use oarlock_outbox::record::{Finished, Verdict};
+use oarlock_outbox::{Destination, destination, is_conflict};
+use oarlock_service::database::Patience;
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::act::{self, Ended, Stop, Vendors};
+use crate::judge::{self, Limits, Pause};
+use crate::metrics::Metrics;
+use crate::wake::Bells;
+
+/// What a loop needs.
+#[derive(Debug)]
+pub struct Loop {
+    pub destination: Destination,
+    pub pool: PgPool,
+    pub vendors: Arc<Vendors>,
+    pub bells: Arc<Bells>,
+    pub metrics: Arc<Metrics>,
+    pub results: mpsc::Sender<Finished>,
+    pub terms: Terms,
+    pub limits: Limits,
+    pub concurrency: usize,
+    pub poll_interval: Duration,
+    pub shutdown_grace: Duration,
+}
+
+impl Loop {
+    /// Claims and runs until the token is cancelled; then lets what runs finish, and hands back what does not in time.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let this = Arc::new(self);
+        let hand_back = CancellationToken::new();
+        let mut running = JoinSet::new();
+        let mut patience = Patience::default();
+        while !shutdown.is_cancelled() {
+            while running.try_join_next().is_some() {}
+            let free = this.concurrency - running.len();
+            let mut wait = this.poll_interval;
+            if free > 0 {
+                match this.claim(free).await {
+                    Ok(claims) => {
+                        patience.reset();
+                        // As many as asked for: there may be more.
+                        let more = claims.len() == free;
+                        for (claim, deadline) in claims {
+                            running.spawn(Arc::clone(&this).run_one(claim, deadline, hand_back.clone()));
+                        }
+                        if more && running.len() < this.concurrency {
+                            continue;
+                        }
+                    }
+                    Err(error) => {
+                        if patience.is_fresh() {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::warn!(
+                                destination = this.destination.as_str(),
+                                error,
+                                "claims wait for the database"
+                            );
+                        }
+                        wait = patience.delay();
+                    }
+                }
+            }
+            let is_full = running.len() >= this.concurrency;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                _ = running.join_next(), if is_full => {}
+                () = this.bells.of(this.destination).notified(), if !is_full => {}
+                () = tokio::time::sleep(wait), if !is_full => {}
+            }
+        }
+        let all_done = async { while running.join_next().await.is_some() {} };
+        if tokio::time::timeout(this.shutdown_grace, all_done).await.is_err() {
+            tracing::warn!(
+                destination = this.destination.as_str(),
+                "shutdown_grace is over: handing back what still runs"
+            );
+            hand_back.cancel();
+            while running.join_next().await.is_some() {}
+        }
+    }
+
+    /// Claims what is due, each with the time until which it may run.
+    async fn claim(&self, free: usize) -> Result<Vec<(Claim, Instant)>, sqlx::Error> {
+        let limit = u32::try_from(free).unwrap_or(u32::MAX);
+        loop {
+            // The lease counts from within the statement: a little later than now, so this errs on the safe side.
+            let deadline = Instant::now() + self.terms.lease.mul_f64(0.9);
+            match claim::claim(&self.pool, self.destination, limit, &self.terms).await {
+                Ok(claimed) => {
+                    if !claimed.buried.is_empty() {
+                        tracing::error!(
+                            destination = self.destination.as_str(),
+                            actions = claimed.buried.len(),
+                            "buried actions whose workers vanished in every attempt"
+                        );
+                        self.metrics.buried(&claimed.buried);
+                    }
+                    return Ok(claimed.claims.into_iter().map(|claim| (claim, deadline)).collect());
+                }
+                // Another worker claimed for the same customer in this instant: look again, it is visible now.
+                Err(error) if is_conflict(&error) => tokio::task::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn run_one(self: Arc<Self>, claim: Claim, deadline: Instant, hand_back: CancellationToken) {
+        let span = tracing::info_span!(
+            "action",
+            alert.id = claim.alert.alert_id,
+            alert.source = claim.alert.source.as_str(),
+            outbox_id = %claim.alert.id,
+            action_id = %claim.id(),
+            kind = claim.kind.as_str(),
+            attempt = claim.attempt,
+        );
+        async {
+            let ended = tokio::select! {
+                ended = act::act(&self.pool, &self.vendors, &claim, deadline) => Some(ended),
+                () = hand_back.cancelled() => None,
+            };
+            let finished = match ended {
+                Some(ended) => self.finish(claim, ended).await,
+                None => Some(Finished::new(claim, Verdict::HandedBack { after: Duration::ZERO, error: None }, None)),
+            };
+            if let Some(finished) = finished {
+                self.results.send(finished).await.expect("the recorder outlives the loops");
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Says what the end of a run means, pauses the destination if it means that, and logs it.
+    async fn finish(&self, claim: Claim, Ended { result, attempt }: Ended) -> Option<Finished> {
+        if let Some(attempt) = &attempt {
+            self.metrics.called(self.destination, attempt.ended - attempt.started);
+        }
+        let stop = match result {
+            Ok(outcome) => {
+                tracing::info!(outcome, "done");
+                if claim.probing && attempt.is_some() {
+                    self.pause_ends().await;
+                }
+                return Some(Finished::new(claim, Verdict::Done(outcome.to_owned()), attempt));
+            }
+            Err(stop) => stop,
+        };
+        let failure = match stop {
+            Stop::Failed(failure) => failure,
+            Stop::ClaimLost => {
+                tracing::warn!("the claim was lost to another worker; nothing more is done here");
+                self.metrics.lost(claim.kind);
+                return None;
+            }
+            Stop::Database(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the database was away amid an action: handed back"
+                );
+                let verdict = Verdict::HandedBack {
+                    after: Duration::from_secs(1),
+                    error: Some("the database was away".to_owned()),
+                };
+                return Some(Finished::new(claim, verdict, attempt));
+            }
+        };
+        let judgement = judge::judge(&failure, claim.attempt, rand::random(), &self.limits);
+        match &judgement.verdict {
+            Verdict::Retry { after, error } => tracing::warn!(
+                error,
+                http_status = failure.http_status,
+                retry_in_ms = after.as_millis(),
+                "failed, will be tried again"
+            ),
+            Verdict::HandedBack { error, .. } => {
+                tracing::warn!(error, http_status = failure.http_status, "handed back, no attempt used")
+            }
+            Verdict::Dead(error) => tracing::error!(error, http_status = failure.http_status, "dead"),
+            Verdict::Done(_) => {}
+        }
+        match judgement.pause {
+            Some(pause) => self.pause(pause, &failure.to_string()).await,
+            None if judgement.reached && claim.probing => self.pause_ends().await,
+            None => {}
+        }
+        Some(Finished::new(claim, judgement.verdict, attempt))
+    }
+
+    /// Before the action is handed back: or it would be claimed again at once.
+    async fn pause(&self, pause: Pause, reason: &str) {
+        let destination = self.destination;
+        let paused = match pause {
+            Pause::For(length) => destination::pause_for(&self.pool, destination, length, reason).await,
+            Pause::UntilMended => {
+                tracing::error!(
+                    destination = destination.as_str(),
+                    reason,
+                    "the destination is paused: mend the configuration, then: update destination set paused_until = null where name = '{destination}'"
+                );
+                destination::pause_until_mended(&self.pool, destination, reason).await
+            }
+        };
+        if let Err(error) = paused {
+            tracing::warn!(error = &error as &dyn std::error::Error, "failed to pause the destination");
+        }
+    }
+
+    async fn pause_ends(&self) {
+        match destination::mended(&self.pool, self.destination).await {
+            Ok(()) => tracing::info!(destination = self.destination.as_str(), "the destination works again"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to end the probing"),
+        }
+    }
+}

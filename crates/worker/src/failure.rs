@@ -1,0 +1,81 @@
+//! What a failed call means, and so what happens to its action next.
+
+use std::time::Duration;
+
+/// A call that did not do what it should have.
+///
+/// `detail` is for operators (`last_error`) and for logs: a vendor's code and message, never an e-mail address, a token
+/// or a body. Build it with [`Failure::new`], which sees to that.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Failure {
+    pub meaning: Meaning,
+    /// The status of the answer that decided; none when there was no answer.
+    pub http_status: Option<u16>,
+    detail: String,
+}
+
+/// The classes of failure, each with its own consequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// May go better next time: retried on the schedule, not before `retry_after`.
+    Transient { retry_after: Option<Duration> },
+    /// Asked to slow down: the whole destination pauses that long, and no attempt is used.
+    RateLimited { retry_after: Duration },
+    /// Wrong for every customer alike until somebody mends it: the destination pauses, and no attempt is used.
+    Configuration,
+    /// Will never work for this customer: dead at once.
+    Permanent,
+    /// The account behind the identity we kept is no longer there: forget it and look again; dead if that finds nobody.
+    AccountGone,
+    /// A code nobody has met: retried a few times, then dead.
+    Unknown,
+}
+
+impl Failure {
+    /// The longest detail kept, in characters.
+    const LONGEST: usize = 300;
+
+    pub fn new(meaning: Meaning, http_status: Option<u16>, detail: impl AsRef<str>) -> Self {
+        Self { meaning, http_status, detail: without_addresses(detail.as_ref()) }
+    }
+
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+/// Leaves out whatever holds an `@`: a vendor's message quotes the address it was given.
+fn without_addresses(text: &str) -> String {
+    let is_break =
+        |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '(' | ')' | '[' | ']' | ',' | ';' | ':');
+    let mut clean = String::new();
+    for word in text.split_inclusive(is_break) {
+        let bare = word.trim_end_matches(is_break);
+        if bare.contains('@') || bare.to_ascii_lowercase().contains("%40") {
+            clean.push_str("(address)");
+            clean.push_str(&word[bare.len()..]);
+        } else {
+            clean.push_str(word);
+        }
+    }
+    clean.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(Failure::LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detail_never_holds_an_address() {
+        let said = |text: &str| Failure::new(Meaning::Permanent, Some(400), text).detail().to_owned();
+        assert_eq!(
+            said("Cannot add user 'ann@example.com' to group 'support'"),
+            "Cannot add user '(address)' to group 'support'"
+        );
+        assert_eq!(said("bad email:ann@example.com, sorry"), "bad email:(address), sorry");
+        assert_eq!(said("GET /user?query=ann%40example.com failed"), "GET (address) failed");
+        assert_eq!(said("two\n lines"), "two lines");
+        assert_eq!(said(&"x".repeat(1000)).len(), 300);
+    }
+}

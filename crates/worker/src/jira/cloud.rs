@@ -1,0 +1,432 @@
+//! Jira Cloud: people are known by account id.
+//!
+//! Finding somebody by e-mail address is the weak spot: profiles may hide the address even from administrators, and a new
+//! account is indexed late. So the id is taken from the answer that created the account, and kept by the caller.
+//!
+//! Customers of the portal alone cannot be put into groups by default; organizations are what Atlassian means for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use oarlock_service::config::{self, Membership};
+use reqwest::RequestBuilder;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use super::{AccountId, Found, Invited, Page, Said, account_gone, name, read, said, unproved};
+use crate::failure::{Failure, Meaning};
+use crate::http::{self, send};
+use crate::outcome::{Added, Finding, InviteOutcome, Removed};
+
+#[derive(Clone)]
+pub(super) struct Client {
+    http: http::Client,
+    service_desk: Option<String>,
+    /// Whose token it is.
+    user: String,
+    /// The ids of groups by name: names can change, and calls by name are deprecated.
+    groups: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl fmt::Debug for Client {
+    /// Without the user, which is an e-mail address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Add,
+    Remove,
+}
+
+impl Client {
+    pub(super) fn new(settings: &config::Jira, timeout: Duration) -> anyhow::Result<Self> {
+        let user = settings.user.clone().ok_or_else(|| anyhow::anyhow!("jira.user is missing"))?;
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, http::basic(&user, &settings.token, "jira.token")?),
+            // Some of the calls are experimental, and which ones changes.
+            (HeaderName::from_static("x-experimentalapi"), HeaderValue::from_static("opt-in")),
+        ]);
+        Ok(Self {
+            http: http::Client::new(&settings.base_url, headers, timeout)?,
+            service_desk: settings.service_desk_id.clone(),
+            user,
+            groups: Arc::default(),
+        })
+    }
+
+    pub(super) async fn invite(&self, email: &str, known: Option<&AccountId>) -> Result<Invited, Failure> {
+        if let Some(account) = known {
+            self.admit(account).await?;
+            return Ok(Invited { account: account.clone(), outcome: InviteOutcome::AlreadyInvited });
+        }
+        if let Some(account) = self.create(email).await? {
+            return Ok(Invited { account, outcome: InviteOutcome::Invited });
+        }
+        match self.find(email).await? {
+            Found::One(account) => {
+                self.admit(&account).await?;
+                Ok(Invited { account, outcome: InviteOutcome::AlreadyInvited })
+            }
+            found => Err(unproved(&found, "inviting the customer")),
+        }
+    }
+
+    /// Creates the account, and invites it to the service desk if there is one. None: it exists.
+    async fn create(&self, email: &str) -> Result<Option<AccountId>, Failure> {
+        let what = "inviting the customer";
+        let path = match &self.service_desk {
+            Some(desk) => format!("rest/servicedeskapi/servicedesk/{desk}/customer/invite"),
+            None => "rest/servicedeskapi/customer".to_owned(),
+        };
+        // Without the flag an account that exists is a 400 like any other. The name must not be empty.
+        let request = self.http.post(&path).query(&[("strictConflictStatusCode", "true")]);
+        let answer = send(request.json(&NewCustomer { email, display_name: email })).await?;
+        match said(&answer, what)? {
+            Said::Done => Ok(Some(answer.json::<User>(what)?.into())),
+            Said::Already(_) => Ok(None),
+            Said::NotFound(failure) if self.service_desk.is_some() => Err(self.no_service_desk(&failure, what)),
+            Said::NotFound(failure) | Said::Refused(failure) | Said::NotMember(failure) => Err(failure),
+        }
+    }
+
+    /// Lets an account that exists into the service desk; says the same if it was in.
+    async fn admit(&self, account: &AccountId) -> Result<(), Failure> {
+        let what = "adding the customer to the service desk";
+        let Some(desk) = &self.service_desk else { return self.exists(account, what).await };
+        let request = self.http.post(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
+        match said(&send(request.json(&AccountIds::of(account))).await?, what)? {
+            Said::Done | Said::Already(_) => Ok(()),
+            Said::Refused(failure) | Said::NotMember(failure) => {
+                self.exists(account, what).await?;
+                Err(failure)
+            }
+            Said::NotFound(failure) => Err(self.no_service_desk(&failure, what)),
+        }
+    }
+
+    fn no_service_desk(&self, failure: &Failure, what: &str) -> Failure {
+        let id = self.service_desk.as_deref().unwrap_or_default();
+        let detail =
+            format!("{what}: no service desk {id} that the token's account can see; is jira.service_desk_id right?");
+        Failure::new(Meaning::Configuration, failure.http_status, detail)
+    }
+
+    pub(super) async fn find(&self, email: &str) -> Result<Found, Failure> {
+        let query = [("query", email), ("maxResults", "50")];
+        let answer = send(self.http.get("rest/api/3/user/search").query(&query)).await?;
+        let users: Vec<User> = read(&answer, "searching the account")?;
+        let people = users.iter().filter(|user| user.account_type.as_deref() != Some("app"));
+        let found = Found::among(people.filter(|user| user.active != Some(false)).map(User::hit), email);
+        // The customer list may show an address that the search hides. It bears five requests a second for the whole site,
+        // so it comes second.
+        let (Found::Nobody, Some(desk)) = (&found, &self.service_desk) else { return Ok(found) };
+        let what = "searching the customers of the service desk";
+        let request = self.http.get(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
+        let answer = send(request.query(&[("query", email), ("limit", "50")])).await?;
+        if let Said::NotFound(failure) = said(&answer, what)? {
+            return Err(self.no_service_desk(&failure, what));
+        }
+        let page: Page<User> = read(&answer, what)?;
+        Ok(Found::among(page.values.iter().filter(|user| user.active != Some(false)).map(User::hit), email))
+    }
+
+    pub(super) async fn is_member(&self, of: &Membership, account: &AccountId) -> Result<bool, Failure> {
+        let what = format!("looking into {}", name(of));
+        match of {
+            Membership::Group(name) => {
+                let id = self.group_id(name).await?;
+                let request = self.http.get("rest/api/3/user/groups").query(&[("accountId", account.as_str())]);
+                let answer = send(request).await?;
+                if let Said::NotFound(failure) = said(&answer, &what)? {
+                    return Err(account_gone(&failure, &what));
+                }
+                // By name too: the id we keep may be that of a group since deleted and made again.
+                let groups: Vec<Group> = read(&answer, &what)?;
+                Ok(groups.iter().any(|group| group.group_id == id || group.name == *name))
+            }
+            Membership::Organization(id) => {
+                let mut start = Some(0);
+                while let Some(at) = start {
+                    let query = [("accountId", account.as_str()), ("start", &at.to_string()), ("limit", "50")];
+                    let answer = send(self.http.get("rest/servicedeskapi/organization").query(&query)).await?;
+                    if let Said::NotFound(failure) = said(&answer, &what)? {
+                        return Err(account_gone(&failure, &what));
+                    }
+                    let page: Page<Organization> = read(&answer, &what)?;
+                    if page.values.iter().any(|organization| organization.id == *id) {
+                        return Ok(true);
+                    }
+                    start = page.next(at);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) async fn add(&self, to: &Membership, account: &AccountId) -> Result<Added, Failure> {
+        let what = format!("adding to {}", name(to));
+        match self.change(Change::Add, to, account, &what).await? {
+            Said::Done => Ok(Added::Now),
+            Said::Already(_) => Ok(Added::Already),
+            // Texts are translated and not documented: a refusal because of a membership may look like any other.
+            Said::Refused(failure) | Said::NotMember(failure) => {
+                if self.is_member(to, account).await? {
+                    Ok(Added::Already)
+                } else {
+                    Err(failure)
+                }
+            }
+            Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
+        }
+    }
+
+    pub(super) async fn remove(&self, from: &Membership, account: &AccountId) -> Result<Removed, Failure> {
+        let what = format!("removing from {}", name(from));
+        match self.change(Change::Remove, from, account, &what).await? {
+            Said::Done => Ok(Removed::Now),
+            Said::NotMember(_) => Ok(Removed::NotThere),
+            Said::Refused(failure) | Said::Already(failure) => {
+                if self.is_member(from, account).await? {
+                    Err(failure)
+                } else {
+                    Ok(Removed::NotThere)
+                }
+            }
+            Said::NotFound(failure) => {
+                if self.is_member(from, account).await? {
+                    Err(self.why_not_found(from, account, failure, &what).await?)
+                } else {
+                    Ok(Removed::NotThere)
+                }
+            }
+        }
+    }
+
+    async fn change(
+        &self,
+        change: Change,
+        membership: &Membership,
+        account: &AccountId,
+        what: &str,
+    ) -> Result<Said, Failure> {
+        match membership {
+            Membership::Group(name) => {
+                let id = self.group_id(name).await?;
+                let first = said(&send(self.group_request(change, &id, account)).await?, what)?;
+                let Said::NotFound(_) = first else { return Ok(first) };
+                // Perhaps a group of that name was deleted and made again since we looked it up.
+                let fresh = self.look_up_group(name).await?;
+                if fresh == id {
+                    return Ok(first);
+                }
+                said(&send(self.group_request(change, &fresh, account)).await?, what)
+            }
+            Membership::Organization(id) => {
+                let path = format!("rest/servicedeskapi/organization/{id}/user");
+                let request = match change {
+                    Change::Add => self.http.post(&path),
+                    Change::Remove => self.http.delete(&path),
+                };
+                said(&send(request.json(&AccountIds::of(account))).await?, what)
+            }
+        }
+    }
+
+    fn group_request(&self, change: Change, group_id: &str, account: &AccountId) -> RequestBuilder {
+        let path = "rest/api/3/group/user";
+        match change {
+            Change::Add => {
+                let body = NewMember { account_id: account.as_str() };
+                self.http.post(path).query(&[("groupId", group_id)]).json(&body)
+            }
+            Change::Remove => self.http.delete(path).query(&[("groupId", group_id), ("accountId", account.as_str())]),
+        }
+    }
+
+    /// Jira says 404 alike when the group or organization is missing, when the account is, and when it will not tell.
+    /// The group has just been looked up when this is asked.
+    async fn why_not_found(
+        &self,
+        membership: &Membership,
+        account: &AccountId,
+        failure: Failure,
+        what: &str,
+    ) -> Result<Failure, Failure> {
+        if let Membership::Organization(id) = membership {
+            self.organization(id).await?;
+        }
+        self.exists(account, what).await?;
+        let detail = format!(
+            "{}; both it and the account are there: the token's account lacks the permission (groups want site-admin), or \
+             the group refuses portal-only customers (grant an organization instead)",
+            failure.detail()
+        );
+        Ok(Failure::new(Meaning::Configuration, failure.http_status, detail))
+    }
+
+    async fn exists(&self, account: &AccountId, what: &str) -> Result<(), Failure> {
+        let answer = send(self.http.get("rest/api/3/user").query(&[("accountId", account.as_str())])).await?;
+        match said(&answer, what)? {
+            Said::NotFound(failure) => Err(account_gone(&failure, what)),
+            other => other.done(),
+        }
+    }
+
+    async fn group_id(&self, name: &str) -> Result<String, Failure> {
+        let kept = self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        match kept {
+            Some(id) => Ok(id),
+            None => self.look_up_group(name).await,
+        }
+    }
+
+    async fn look_up_group(&self, name: &str) -> Result<String, Failure> {
+        let what = format!("looking up the group {name:?}");
+        let answer = send(self.http.get("rest/api/3/group/bulk").query(&[("groupName", name)])).await?;
+        let page: Page<Group> = read(&answer, &what)?;
+        let found = page.values.into_iter().find(|group| group.name == name).map(|group| group.group_id);
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Some(id) => {
+                groups.insert(name.to_owned(), id.clone());
+                Ok(id)
+            }
+            None => {
+                groups.remove(name);
+                let detail = format!("{what}: there is none, or the token's account lacks \"Browse users and groups\"");
+                Err(Failure::new(Meaning::Configuration, Some(answer.status), detail))
+            }
+        }
+    }
+
+    async fn organization(&self, id: &str) -> Result<Organization, Failure> {
+        let what = format!("looking up the organization {id}");
+        let answer = send(self.http.get(&format!("rest/servicedeskapi/organization/{id}"))).await?;
+        read(&answer, &what)
+    }
+
+    pub(super) async fn check(&self, access: &BTreeSet<Membership>) -> Vec<Finding> {
+        let mut findings = vec![
+            Finding::new("jira: edition", self.edition().await),
+            Finding::new("jira: credentials", self.credentials().await),
+        ];
+        // Anything after this would only repeat what is wrong.
+        if findings.iter().any(|finding| finding.result.is_err()) {
+            return findings;
+        }
+        findings.push(Finding::new("jira: people are visible", self.sees_people().await));
+        if let Some(id) = &self.service_desk {
+            findings.push(Finding::new(format!("jira: service desk {id}"), self.sees_service_desk(id).await));
+        }
+        for membership in access {
+            let result = match membership {
+                Membership::Group(name) => self.look_up_group(name).await.map(|id| format!("id {id}")),
+                Membership::Organization(id) => self.organization(id).await.map(|found| found.name.unwrap_or_default()),
+            };
+            findings.push(Finding::new(format!("jira: {}", name(membership)), result));
+        }
+        findings
+    }
+
+    async fn edition(&self) -> Result<String, Failure> {
+        let answer = send(self.http.get("rest/api/3/serverInfo")).await?;
+        super::edition(&answer, "Cloud", "cloud")
+    }
+
+    async fn credentials(&self) -> Result<String, Failure> {
+        let answer = send(self.http.get("rest/api/3/myself")).await?;
+        read::<User>(&answer, "asking who we are").map(|user| format!("accepted, account {}", user.account_id))
+    }
+
+    /// Without the permission a search is a success that finds nobody.
+    async fn sees_people(&self) -> Result<String, Failure> {
+        let what = "searching jira.user";
+        let answer = send(self.http.get("rest/api/3/user/search").query(&[("query", self.user.as_str())])).await?;
+        if read::<Vec<User>>(&answer, what)?.is_empty() {
+            let said = "found nobody; give the token's account the global permission \"Browse users and groups\"";
+            return Err(answer.meaning(Meaning::Configuration, what, said));
+        }
+        Ok("found jira.user".to_owned())
+    }
+
+    async fn sees_service_desk(&self, id: &str) -> Result<String, Failure> {
+        let what = "looking up the service desk";
+        let answer = send(self.http.get(&format!("rest/servicedeskapi/servicedesk/{id}"))).await?;
+        if let Said::NotFound(failure) = said(&answer, what)? {
+            return Err(self.no_service_desk(&failure, what));
+        }
+        read::<ServiceDesk>(&answer, what).map(|desk| format!("project {}", desk.project_key.unwrap_or_default()))
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewCustomer<'a> {
+    email: &'a str,
+    display_name: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewMember<'a> {
+    account_id: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AccountIds<'a> {
+    account_ids: [&'a str; 1],
+}
+
+impl<'a> AccountIds<'a> {
+    fn of(account: &'a AccountId) -> Self {
+        Self { account_ids: [account.as_str()] }
+    }
+}
+
+/// A user of the platform or a customer of the service desk: both say these.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct User {
+    account_id: String,
+    account_type: Option<String>,
+    /// Absent, null or empty if the profile hides it.
+    email_address: Option<String>,
+    active: Option<bool>,
+}
+
+impl User {
+    fn hit(&self) -> (Option<&str>, &str) {
+        (self.email_address.as_deref(), &self.account_id)
+    }
+}
+
+impl From<User> for AccountId {
+    fn from(user: User) -> Self {
+        Self::new(user.account_id)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Group {
+    name: String,
+    group_id: String,
+}
+
+#[derive(Deserialize)]
+struct Organization {
+    id: String,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceDesk {
+    project_key: Option<String>,
+}

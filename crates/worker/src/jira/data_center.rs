@@ -1,0 +1,389 @@
+//! Jira Data Center (and Server): people are known by user name.
+//!
+//! The API for customers creates an account but sends no invitation; only an internal page of the service desk does both,
+//! which is why its path is a setting. A customer's user name is their e-mail address at the time.
+//!
+//! Nobody is ever taken out of a service desk: the API has no call for it. Groups and organizations are what counts.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use oarlock_service::config::{self, Membership};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use super::{AccountId, Found, Invited, Page, Said, account_gone, name, read, said, unproved};
+use crate::failure::{Failure, Meaning};
+use crate::http::{self, send};
+use crate::outcome::{Added, Finding, InviteOutcome, Removed};
+
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    http: http::Client,
+    service_desk: Option<String>,
+    invite_path: Option<String>,
+}
+
+impl Client {
+    pub(super) fn new(settings: &config::Jira, timeout: Duration) -> anyhow::Result<Self> {
+        // A personal access token does not work as the password of its user.
+        let authorization = match &settings.user {
+            Some(user) => http::basic(user, &settings.token, "jira.token")?,
+            None => http::bearer(&settings.token, "jira.token")?,
+        };
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, authorization),
+            // Older versions want it for the customers' calls.
+            (HeaderName::from_static("x-experimentalapi"), HeaderValue::from_static("opt-in")),
+        ]);
+        Ok(Self {
+            http: http::Client::new(&settings.base_url, headers, timeout)?,
+            service_desk: settings.service_desk_id.clone(),
+            invite_path: settings.invite_path.clone(),
+        })
+    }
+
+    pub(super) async fn invite(&self, email: &str, known: Option<&AccountId>) -> Result<Invited, Failure> {
+        let what = "inviting the customer";
+        let found = match known {
+            Some(account) => Found::One(account.clone()),
+            None => self.find(email).await?,
+        };
+        let (account, outcome) = match (found, &self.invite_path) {
+            (Found::One(account), _) => (account, InviteOutcome::AlreadyInvited),
+            (found @ Found::Several, _) => return Err(unproved(&found, what)),
+            (Found::Nobody, Some(path)) => return self.invite_by_page(path, email, what).await,
+            (Found::Nobody, None) => self.create(email, what).await?,
+        };
+        self.admit(&account).await?;
+        Ok(Invited { account, outcome })
+    }
+
+    /// The page lets them into its service desk too, but says nothing about the account it made.
+    async fn invite_by_page(&self, path: &str, email: &str, what: &str) -> Result<Invited, Failure> {
+        let answer = send(self.http.post(path).json(&Emails { emails: [email] })).await?;
+        match said(&answer, what)? {
+            Said::Done | Said::Already(_) => {}
+            Said::NotFound(failure) => {
+                let detail = format!("{what}: no such page; is jira.invite_path right?");
+                return Err(Failure::new(Meaning::Configuration, failure.http_status, detail));
+            }
+            Said::Refused(failure) | Said::NotMember(failure) => return Err(failure),
+        }
+        match self.find(email).await? {
+            Found::One(account) => Ok(Invited { account, outcome: InviteOutcome::Invited }),
+            found => Err(unproved(&found, what)),
+        }
+    }
+
+    async fn create(&self, email: &str, what: &str) -> Result<(AccountId, InviteOutcome), Failure> {
+        let request = self.http.post("rest/servicedeskapi/customer");
+        let answer = send(request.json(&NewCustomer { email, full_name: email })).await?;
+        let failure = match said(&answer, what)? {
+            Said::Done => return Ok((answer.json::<User>(what)?.into(), InviteOutcome::Invited)),
+            // Somebody was quicker, or an account that the search does not show: there is no status for it, and the text
+            // is not documented.
+            Said::Already(_) => None,
+            Said::Refused(failure) => Some(failure),
+            Said::NotFound(failure) | Said::NotMember(failure) => return Err(failure),
+        };
+        match (self.find(email).await?, failure) {
+            (Found::One(account), _) => Ok((account, InviteOutcome::AlreadyInvited)),
+            (Found::Nobody | Found::Several, Some(failure)) => Err(failure),
+            (found @ (Found::Nobody | Found::Several), None) => Err(unproved(&found, what)),
+        }
+    }
+
+    /// Lets an account that exists into the service desk; says the same if it was in.
+    async fn admit(&self, account: &AccountId) -> Result<(), Failure> {
+        let what = "adding the customer to the service desk";
+        let Some(desk) = &self.service_desk else { return self.exists(account, what).await };
+        let request = self.http.post(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
+        match said(&send(request.json(&Usernames::of(account))).await?, what)? {
+            Said::Done | Said::Already(_) => Ok(()),
+            Said::Refused(failure) | Said::NotMember(failure) => {
+                self.exists(account, what).await?;
+                Err(failure)
+            }
+            Said::NotFound(failure) => {
+                self.exists(account, what).await?;
+                Err(no_service_desk(desk, failure.http_status, what))
+            }
+        }
+    }
+
+    pub(super) async fn find(&self, email: &str) -> Result<Found, Failure> {
+        let what = "searching the account";
+        // The parameter is called so, but searches names and addresses too.
+        let query = [("username", email), ("maxResults", "50")];
+        let answer = send(self.http.get("rest/api/2/user/search").query(&query)).await?;
+        let users: Vec<User> = match said(&answer, what)? {
+            Said::NotFound(_) => Vec::new(),
+            other => other.done().and_then(|()| answer.json(what))?,
+        };
+        let found = Found::among(users.iter().filter(|user| user.active != Some(false)).map(User::hit), email);
+        let Found::Nobody = found else { return Ok(found) };
+        // "User email visibility" may hide the address; but the user name of a customer is one.
+        let answer = send(self.http.get("rest/api/2/user").query(&[("username", email)])).await?;
+        if let Said::NotFound(_) = said(&answer, what)? {
+            return Ok(Found::Nobody);
+        }
+        let user: User = read(&answer, what)?;
+        // Who has changed their address since may have left the old one to somebody else.
+        let address = user.email_address.as_deref().filter(|address| !address.is_empty()).unwrap_or(email);
+        let hits = (user.active != Some(false)).then_some((Some(address), user.name.as_str()));
+        Ok(Found::among(hits.into_iter(), email))
+    }
+
+    /// Whether the account is a member, looked up in the list of members: there is no list by account.
+    pub(super) async fn is_member(&self, of: &Membership, account: &AccountId) -> Result<bool, Failure> {
+        let what = format!("looking into {}", name(of));
+        if self.is_listed(of, account, &what).await? {
+            return Ok(true);
+        }
+        // A user who was renamed is not listed by the old name, but may well be a member.
+        self.exists(account, &what).await?;
+        Ok(false)
+    }
+
+    async fn is_listed(&self, of: &Membership, account: &AccountId, what: &str) -> Result<bool, Failure> {
+        let wanted = account.as_str().to_lowercase();
+        let mut start = Some(0);
+        while let Some(at) = start {
+            let page = self.members(of, at, "50", what).await?;
+            if page.values.iter().any(|user| user.name.to_lowercase() == wanted) {
+                return Ok(true);
+            }
+            start = page.next(at);
+        }
+        Ok(false)
+    }
+
+    async fn members(&self, of: &Membership, at: usize, size: &str, what: &str) -> Result<Page<User>, Failure> {
+        let at = at.to_string();
+        let request = match of {
+            // The inactive too: they are members again once they are active.
+            Membership::Group(name) => self.http.get("rest/api/2/group/member").query(&[
+                ("groupname", name.as_str()),
+                ("includeInactiveUsers", "true"),
+                ("startAt", &at),
+                ("maxResults", size),
+            ]),
+            Membership::Organization(id) => self
+                .http
+                .get(&format!("rest/servicedeskapi/organization/{id}/user"))
+                .query(&[("start", at.as_str()), ("limit", size)]),
+        };
+        let answer = send(request).await?;
+        match said(&answer, what)? {
+            Said::NotFound(failure) => {
+                let detail = format!("{what}: there is no such {}", name(of));
+                Err(Failure::new(Meaning::Configuration, failure.http_status, detail))
+            }
+            other => other.done().and_then(|()| answer.json(what)),
+        }
+    }
+
+    pub(super) async fn add(&self, to: &Membership, account: &AccountId) -> Result<Added, Failure> {
+        let what = format!("adding to {}", name(to));
+        let request = match to {
+            Membership::Group(name) => {
+                let body = NewMember { name: account.as_str() };
+                self.http.post("rest/api/2/group/user").query(&[("groupname", name)]).json(&body)
+            }
+            Membership::Organization(id) => {
+                self.http.post(&format!("rest/servicedeskapi/organization/{id}/user")).json(&Usernames::of(account))
+            }
+        };
+        match said(&send(request).await?, &what)? {
+            Said::Done => Ok(Added::Now),
+            Said::Already(_) => Ok(Added::Already),
+            // Texts are translated: a refusal because of a membership may look like any other.
+            Said::Refused(failure) | Said::NotMember(failure) => {
+                if self.is_member(to, account).await? {
+                    Ok(Added::Already)
+                } else {
+                    Err(failure)
+                }
+            }
+            Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
+        }
+    }
+
+    pub(super) async fn remove(&self, from: &Membership, account: &AccountId) -> Result<Removed, Failure> {
+        let what = format!("removing from {}", name(from));
+        let request = match from {
+            Membership::Group(name) => self
+                .http
+                .delete("rest/api/2/group/user")
+                .query(&[("groupname", name.as_str()), ("username", account.as_str())]),
+            Membership::Organization(id) => {
+                self.http.delete(&format!("rest/servicedeskapi/organization/{id}/user")).json(&Usernames::of(account))
+            }
+        };
+        match said(&send(request).await?, &what)? {
+            Said::Done => Ok(Removed::Now),
+            Said::NotMember(_) => Ok(Removed::NotThere),
+            Said::Refused(failure) | Said::Already(failure) => {
+                if self.is_member(from, account).await? {
+                    Err(failure)
+                } else {
+                    Ok(Removed::NotThere)
+                }
+            }
+            Said::NotFound(failure) => {
+                if self.is_member(from, account).await? {
+                    Err(self.why_not_found(from, account, failure, &what).await?)
+                } else {
+                    Ok(Removed::NotThere)
+                }
+            }
+        }
+    }
+
+    /// Jira says 404 alike when the group or organization is missing and when the account is.
+    async fn why_not_found(
+        &self,
+        membership: &Membership,
+        account: &AccountId,
+        failure: Failure,
+        what: &str,
+    ) -> Result<Failure, Failure> {
+        self.members(membership, 0, "1", what).await?;
+        self.exists(account, what).await?;
+        let detail = format!(
+            "{}; both it and the account are there: the token's account lacks the permission",
+            failure.detail()
+        );
+        Ok(Failure::new(Meaning::Configuration, failure.http_status, detail))
+    }
+
+    async fn exists(&self, account: &AccountId, what: &str) -> Result<(), Failure> {
+        let answer = send(self.http.get("rest/api/2/user").query(&[("username", account.as_str())])).await?;
+        match said(&answer, what)? {
+            Said::NotFound(failure) => Err(account_gone(&failure, what)),
+            other => other.done(),
+        }
+    }
+
+    pub(super) async fn check(&self, access: &BTreeSet<Membership>) -> Vec<Finding> {
+        let myself = self.myself().await;
+        let mut findings = vec![
+            Finding::new("jira: edition", self.edition().await),
+            Finding::new("jira: credentials", myself.as_ref().map(|_| "accepted".to_owned()).map_err(Clone::clone)),
+        ];
+        // Anything after this would only repeat what is wrong.
+        let (Ok(myself), true) = (myself, findings.iter().all(|finding| finding.result.is_ok())) else {
+            return findings;
+        };
+        findings.push(Finding::new("jira: people are visible", self.sees_people(&myself).await));
+        if let Some(id) = &self.service_desk {
+            findings.push(Finding::new(format!("jira: service desk {id}"), self.sees_service_desk(id).await));
+        }
+        for membership in access {
+            let result = self.members(membership, 0, "1", "looking up").await.map(|_| "there".to_owned());
+            findings.push(Finding::new(format!("jira: {}", name(membership)), result));
+        }
+        findings
+    }
+
+    async fn edition(&self) -> Result<String, Failure> {
+        let answer = send(self.http.get("rest/api/2/serverInfo")).await?;
+        super::edition(&answer, "Server", "data_center")
+    }
+
+    async fn myself(&self) -> Result<User, Failure> {
+        let answer = send(self.http.get("rest/api/2/myself")).await?;
+        read(&answer, "asking who we are")
+    }
+
+    /// Without the permission a search is a success that finds nobody.
+    async fn sees_people(&self, myself: &User) -> Result<String, Failure> {
+        let what = "searching our own account";
+        let answer = send(self.http.get("rest/api/2/user/search").query(&[("username", &myself.name)])).await?;
+        if read::<Vec<User>>(&answer, what)?.is_empty() {
+            let said = "found nobody; give the token's account the global permission \"Browse users\"";
+            return Err(answer.meaning(Meaning::Configuration, what, said));
+        }
+        Ok("found our own account".to_owned())
+    }
+
+    /// In the list of all: a call for one is not in the API we hold to.
+    async fn sees_service_desk(&self, id: &str) -> Result<String, Failure> {
+        let what = "looking up the service desk";
+        let mut start = Some(0);
+        while let Some(at) = start {
+            let query = [("start", at.to_string()), ("limit", "50".to_owned())];
+            let answer = send(self.http.get("rest/servicedeskapi/servicedesk").query(&query)).await?;
+            let page: Page<ServiceDesk> = read(&answer, what)?;
+            if let Some(desk) = page.values.iter().find(|desk| desk.id == id) {
+                return Ok(format!("project {}", desk.project_key.as_deref().unwrap_or_default()));
+            }
+            start = page.next(at);
+        }
+        Err(no_service_desk(id, None, what))
+    }
+}
+
+fn no_service_desk(id: &str, http_status: Option<u16>, what: &str) -> Failure {
+    let detail =
+        format!("{what}: no service desk {id} that the token's account can see; is jira.service_desk_id right?");
+    Failure::new(Meaning::Configuration, http_status, detail)
+}
+
+#[derive(Serialize)]
+struct Emails<'a> {
+    emails: [&'a str; 1],
+}
+
+/// Here `fullName`, where Cloud has `displayName`. It must not be empty.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewCustomer<'a> {
+    email: &'a str,
+    full_name: &'a str,
+}
+
+#[derive(Serialize)]
+struct NewMember<'a> {
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct Usernames<'a> {
+    usernames: [&'a str; 1],
+}
+
+impl<'a> Usernames<'a> {
+    fn of(account: &'a AccountId) -> Self {
+        Self { usernames: [account.as_str()] }
+    }
+}
+
+/// A user of the platform or a customer of the service desk: both say these.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct User {
+    name: String,
+    email_address: Option<String>,
+    active: Option<bool>,
+}
+
+impl User {
+    fn hit(&self) -> (Option<&str>, &str) {
+        (self.email_address.as_deref(), &self.name)
+    }
+}
+
+impl From<User> for AccountId {
+    fn from(user: User) -> Self {
+        Self::new(user.name)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceDesk {
+    id: String,
+    project_key: Option<String>,
+}

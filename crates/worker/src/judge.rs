@@ -1,0 +1,105 @@
+//! What follows from a failed call, for the action and for its destination. Pure.
+//!
+//! | the failure is | the action | the destination |
+//! |---|---|---|
+//! | transient | tried again, until its attempts are used up | |
+//! | asking to slow down | handed back, no attempt used | paused that long |
+//! | of the configuration | handed back, no attempt used | paused until it is mended, then probed |
+//! | permanent | dead | |
+//! | unknown | tried a few times, then dead | |
+
+use std::time::Duration;
+
+use oarlock_outbox::record::Verdict;
+
+use crate::failure::{Failure, Meaning};
+use crate::retry::Schedule;
+
+/// Attempts spent on a code that nobody has met.
+const ATTEMPTS_AT_THE_UNKNOWN: u32 = 5;
+
+/// What happens next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    pub pause: Option<Pause>,
+    /// The vendor looked at the request itself, so the credentials are right: a probe has succeeded.
+    pub reached: bool,
+}
+
+/// How the destination pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    For(Duration),
+    UntilMended,
+}
+
+/// The limits of an action.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub max_attempts: u32,
+    pub schedule: Schedule,
+}
+
+/// Judges the failure of attempt number `attempt`; `jitter` lies in 0..1.
+pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> Judgement {
+    let error = failure.detail().to_owned();
+    let tried_up_to = |most: u32, retry_after| {
+        if attempt >= most {
+            Verdict::Dead(error.clone())
+        } else {
+            Verdict::Retry { after: limits.schedule.delay(attempt, jitter, retry_after), error: error.clone() }
+        }
+    };
+    let handed_back = || Verdict::HandedBack { after: Duration::ZERO, error: Some(error.clone()) };
+    match failure.meaning {
+        Meaning::Transient { retry_after } => {
+            Judgement { verdict: tried_up_to(limits.max_attempts, retry_after), pause: None, reached: false }
+        }
+        Meaning::RateLimited { retry_after } => {
+            Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
+        }
+        Meaning::Configuration => Judgement { verdict: handed_back(), pause: Some(Pause::UntilMended), reached: false },
+        Meaning::Permanent | Meaning::AccountGone => {
+            Judgement { verdict: Verdict::Dead(error), pause: None, reached: true }
+        }
+        Meaning::Unknown => Judgement {
+            verdict: tried_up_to(limits.max_attempts.min(ATTEMPTS_AT_THE_UNKNOWN), None),
+            pause: None,
+            reached: true,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_attempts: 20,
+        schedule: Schedule { base: Duration::from_secs(5), cap: Duration::from_secs(6 * 3600) },
+    };
+
+    fn check(meaning: Meaning, attempt: u32, verdict: Verdict, pause: Option<Pause>) {
+        let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, 1.0, &LIMITS);
+        assert_eq!((judgement.verdict, judgement.pause), (verdict, pause), "{meaning:?}");
+    }
+
+    #[test]
+    fn each_class_has_its_consequence() {
+        let seconds = Duration::from_secs;
+        let retry = |after| Verdict::Retry { after: seconds(after), error: "why".into() };
+        let back = || Verdict::HandedBack { after: Duration::ZERO, error: Some("why".into()) };
+        let dead = || Verdict::Dead("why".into());
+        check(Meaning::Transient { retry_after: None }, 1, retry(5), None);
+        check(Meaning::Transient { retry_after: Some(seconds(60)) }, 1, retry(60), None);
+        check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
+        check(Meaning::Transient { retry_after: None }, 20, dead(), None);
+        check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
+        check(Meaning::Configuration, 20, back(), Some(Pause::UntilMended));
+        check(Meaning::Permanent, 1, dead(), None);
+        check(Meaning::AccountGone, 1, dead(), None);
+        check(Meaning::Unknown, 4, retry(40), None);
+        check(Meaning::Unknown, 5, dead(), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! A customer's memberships are made what is paid for at this moment.
+//!
+//! | the ledger says | the membership is | what is done |
+//! |---|---|---|
+//! | paid for | ours | added again if somebody removed it |
+//! | paid for | there, and not ours | left alone, now and later |
+//! | paid for | not there | the intention is written down, it is added, and is ours |
+//! | not paid for | ours | taken away |
+//! | not paid for | not ours | left alone: a colleague, or a gift |
+//!
+//! The intention comes before the call: a worker that dies between the call and its record leaves a membership that is
+//! known to be ours. Adding comes before taking away: who moves between plans is never without.
+
+use oarlock_outbox::claim::Claim;
+use oarlock_outbox::ledger::{self, Given};
+use oarlock_service::config::{JiraAccess, Membership};
+use sqlx::PgPool;
+
+use crate::act::Stop;
+use crate::failure::{Failure, Meaning};
+use crate::jira::{AccountId, Jira};
+use crate::outcome::Added;
+
+/// What the evaluation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    Granted,
+    Revoked,
+    Unchanged,
+}
+
+/// Evaluates a customer's access and acts on it.
+///
+/// # Errors
+/// When a call fails, the claim is lost or the database is away. Whatever was done until then is noted, and a repetition
+/// goes on from there.
+pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Claim) -> Result<Made, Stop> {
+    let email = claim.subject.as_str();
+    let paid = ledger::paid(pool, email).await?;
+    let wanted = if paid.entitled { wanted(rules, &paid.plans) } else { Vec::new() };
+    let held = ledger::memberships(pool, email).await?;
+    let (mut granted, mut revoked) = (false, false);
+
+    for membership in &wanted {
+        let target = target(membership);
+        let ours = held.iter().find(|given| given.target == target);
+        granted |= give(pool, jira, claim, membership, ours).await?;
+    }
+    for given in held.iter().filter(|given| !wanted.iter().any(|membership| target(membership) == given.target)) {
+        revoked |= take_away(pool, jira, claim, given).await?;
+    }
+    ledger::access_made(pool, claim, email).await?;
+    Ok(match (granted, revoked) {
+        (true, _) => Made::Granted,
+        (false, true) => Made::Revoked,
+        (false, false) => Made::Unchanged,
+    })
+}
+
+/// All memberships that one of the plans gives, each once.
+pub fn wanted(rules: &[JiraAccess], plans: &[String]) -> Vec<Membership> {
+    let mut wanted: Vec<Membership> = rules
+        .iter()
+        .filter(|rule| rule.plans.iter().any(|plan| plan == "*" || plans.contains(plan)))
+        .map(|rule| rule.grants.clone())
+        .collect();
+    wanted.sort();
+    wanted.dedup();
+    wanted
+}
+
+/// Gives a membership to the customer's Jira account: the one kept, else found, else invited. If the kept one turns out to
+/// be gone it is forgotten, and what is found then is given it. Returns whether the customer was not a member before.
+async fn give(
+    pool: &PgPool,
+    jira: &Jira,
+    claim: &Claim,
+    membership: &Membership,
+    ours: Option<&Given>,
+) -> Result<bool, Stop> {
+    let email = claim.subject.as_str();
+    if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
+        match give_to(pool, jira, claim, membership, ours, &kept).await {
+            Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {
+                ledger::keep_jira_account(pool, claim, email, None).await?;
+            }
+            result => return result,
+        }
+    }
+    let account = match jira.find(email).await? {
+        Some(account) => account,
+        None => jira.invite(email, None).await?.account,
+    };
+    ledger::keep_jira_account(pool, claim, email, Some(account.as_str())).await?;
+    give_to(pool, jira, claim, membership, ours, &account).await
+}
+
+async fn give_to(
+    pool: &PgPool,
+    jira: &Jira,
+    claim: &Claim,
+    membership: &Membership,
+    ours: Option<&Given>,
+    account: &AccountId,
+) -> Result<bool, Stop> {
+    if ours.is_none() && jira.is_member(membership, account).await? {
+        return Ok(false);
+    }
+    let mut given = Given { target: target(membership), account: account.as_str().to_owned(), given: false };
+    let is_noted = ours.is_some_and(|ours| ours.given && ours.account == given.account);
+    if !is_noted {
+        ledger::keep_membership(pool, claim, &claim.subject, &given).await?;
+    }
+    let added = jira.add(membership, account).await?;
+    if !is_noted {
+        given.given = true;
+        ledger::keep_membership(pool, claim, &claim.subject, &given).await?;
+    }
+    // An organization answers alike whether or not the member is new: then what we had noted decides.
+    Ok(!is_noted || (added == Added::Now && matches!(membership, Membership::Group(_))))
+}
+
+/// Returns whether there was something to take away.
+async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Given) -> Result<bool, Stop> {
+    let email = claim.subject.as_str();
+    let membership = from_target(&given.target);
+    match jira.remove(&membership, &AccountId::new(&given.account)).await {
+        Ok(_) => {}
+        Err(Failure { meaning: Meaning::AccountGone, .. }) => {
+            // The account goes on under another id, or not at all; then there is nothing to take away.
+            ledger::keep_jira_account(pool, claim, email, None).await?;
+            if let Some(account) = jira.find(email).await?.filter(|account| account.as_str() != given.account) {
+                jira.remove(&membership, &account).await?;
+            }
+        }
+        Err(failure) => return Err(failure.into()),
+    }
+    ledger::forget_membership(pool, claim, email, &given.target).await?;
+    Ok(true)
+}
+
+/// The word for a membership in the ledger.
+pub fn target(membership: &Membership) -> String {
+    match membership {
+        Membership::Group(name) => format!("group:{name}"),
+        Membership::Organization(id) => format!("organization:{id}"),
+    }
+}
+
+fn from_target(target: &str) -> Membership {
+    match target.split_once(':') {
+        Some(("organization", id)) => Membership::Organization(id.to_owned()),
+        Some((_, name)) => Membership::Group(name.to_owned()),
+        None => unreachable!("the schema allows group: and organization: alone"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_matching_rules_apply() {
+        let rule = |plans: &[&str], group: &str| JiraAccess {
+            plans: plans.iter().map(|plan| (*plan).to_owned()).collect(),
+            grants: Membership::Group(group.to_owned()),
+        };
+        let rules = [rule(&["*"], "all"), rule(&["1", "2"], "some"), rule(&["3"], "other"), rule(&["2"], "all")];
+        let check = |plans: &[&str], expected: &[&str]| {
+            let plans: Vec<_> = plans.iter().map(|plan| (*plan).to_owned()).collect();
+            let groups: Vec<_> = wanted(&rules, &plans).iter().map(target).collect();
+            assert_eq!(groups, expected);
+        };
+        check(&["2"], &["group:all", "group:some"]);
+        check(&["1", "3"], &["group:all", "group:other", "group:some"]);
+        check(&["9"], &["group:all"]);
+        check(&[], &["group:all"]);
+    }
+
+    #[test]
+    fn a_target_reads_back() {
+        for membership in [Membership::Group("a:b c".into()), Membership::Organization("17".into())] {
+            assert_eq!(from_target(&target(&membership)), membership);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the worker counts, and what it reads from the database when it is asked.
+
+use std::time::{Duration, Instant};
+
+use oarlock_outbox::gauges::{self, Gauges};
+use oarlock_outbox::record::{Finished, Verdict};
+use oarlock_outbox::{Destination, Kind};
+use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use sqlx::PgPool;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+/// Counts are read again when they are older than this: several may scrape.
+const FRESH: Duration = Duration::from_secs(1);
+/// A scrape does not wait longer for the database; it gets the counts of the last one.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+const RESULTS: [&str; 5] = ["done", "retry", "handed_back", "dead", "lost"];
+
+#[derive(Debug)]
+pub struct Metrics {
+    actions_total: IntCounterVec,
+    call_seconds: HistogramVec,
+    outbox_alerts: IntGaugeVec,
+    actions: IntGaugeVec,
+    oldest_due: GaugeVec,
+    paused: IntGaugeVec,
+    drift: IntGauge,
+    drift_oldest: Gauge,
+    read_at: Mutex<Option<Instant>>,
+}
+
+impl Metrics {
+    /// # Panics
+    /// If registered twice.
+    pub fn new(registry: &Registry) -> Self {
+        let opts = |name: &str, help: &str| Opts::new(name, help);
+        let metrics = Self {
+            actions_total: IntCounterVec::new(
+                opts("oarlock_actions_total", "Ends of an action's run by what became of it."),
+                &["kind", "result"],
+            )
+            .expect("valid names"),
+            call_seconds: HistogramVec::new(
+                HistogramOpts::new("oarlock_call_seconds", "Time one run of an action spent with its destination.")
+                    .buckets(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0]),
+                &["destination"],
+            )
+            .expect("valid names"),
+            outbox_alerts: IntGaugeVec::new(
+                opts("oarlock_outbox_alerts", "Alerts in the outbox by status."),
+                &["status"],
+            )
+            .expect("valid names"),
+            actions: IntGaugeVec::new(
+                opts("oarlock_actions", "Actions that are not finished, or dead, by destination and status."),
+                &["destination", "status"],
+            )
+            .expect("valid names"),
+            oldest_due: GaugeVec::new(
+                opts("oarlock_oldest_due_seconds", "How long the oldest unfinished action has been due."),
+                &["destination"],
+            )
+            .expect("valid names"),
+            paused: IntGaugeVec::new(
+                opts("oarlock_destination_paused", "1 while nobody calls the destination."),
+                &["destination"],
+            )
+            .expect("valid names"),
+            drift: IntGauge::new("oarlock_access_drift", "Customers whose access differs from what they pay for.")
+                .expect("a valid name"),
+            drift_oldest: Gauge::new(
+                "oarlock_access_drift_oldest_seconds",
+                "How long the oldest such difference has lasted.",
+            )
+            .expect("a valid name"),
+            read_at: Mutex::new(None),
+        };
+        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+            Box::new(metrics.actions_total.clone()),
+            Box::new(metrics.call_seconds.clone()),
+            Box::new(metrics.outbox_alerts.clone()),
+            Box::new(metrics.actions.clone()),
+            Box::new(metrics.oldest_due.clone()),
+            Box::new(metrics.paused.clone()),
+            Box::new(metrics.drift.clone()),
+            Box::new(metrics.drift_oldest.clone()),
+        ];
+        for collector in all {
+            registry.register(collector).expect("registered once");
+        }
+        // A rate over a counter that appears with its first event misses that event: let them all be there.
+        for kind in Kind::ALL {
+            for result in RESULTS {
+                metrics.actions_total.with_label_values(&[kind.as_str(), result]);
+            }
+        }
+        for destination in Destination::ALL {
+            metrics.call_seconds.with_label_values(&[destination.as_str()]);
+        }
+        metrics
+    }
+
+    pub fn recorded(&self, result: &Finished) {
+        let word = match result.verdict() {
+            Verdict::Done(_) => "done",
+            Verdict::Retry { .. } => "retry",
+            Verdict::HandedBack { .. } => "handed_back",
+            Verdict::Dead(_) => "dead",
+        };
+        self.actions_total.with_label_values(&[result.kind().as_str(), word]).inc();
+    }
+
+    pub fn lost(&self, kind: Kind) {
+        self.actions_total.with_label_values(&[kind.as_str(), "lost"]).inc();
+    }
+
+    /// Actions that died at claim time.
+    pub fn buried(&self, kinds: &[Kind]) {
+        for kind in kinds {
+            self.actions_total.with_label_values(&[kind.as_str(), "dead"]).inc();
+        }
+    }
+
+    pub fn called(&self, destination: Destination, took: Duration) {
+        self.call_seconds.with_label_values(&[destination.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// Reads the counts, unless that was done just now.
+    pub async fn refresh(&self, pool: &PgPool) {
+        let mut read_at = self.read_at.lock().await;
+        if read_at.is_some_and(|at| at.elapsed() < FRESH) {
+            return;
+        }
+        let read = async {
+            let mut connection = pool.acquire().await?;
+            gauges::read(&mut connection).await
+        };
+        match timeout(READ_TIMEOUT, read).await {
+            Ok(Ok(gauges)) => {
+                self.set(&gauges);
+                *read_at = Some(Instant::now());
+            }
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read the counts"),
+            Err(_) => tracing::warn!("the database is too slow to read the counts"),
+        }
+    }
+
+    fn set(&self, gauges: &Gauges) {
+        for status in ["pending", "done", "ignored", "dead"] {
+            let count = gauges.alerts.iter().find(|row| row.status == status).map_or(0, |row| row.count);
+            self.outbox_alerts.with_label_values(&[status]).set(count);
+        }
+        for destination in Destination::ALL {
+            for status in ["pending", "running", "dead"] {
+                let row =
+                    gauges.actions.iter().find(|row| row.destination == destination.as_str() && row.status == status);
+                self.actions.with_label_values(&[destination.as_str(), status]).set(row.map_or(0, |row| row.count));
+            }
+        }
+        for state in &gauges.destinations {
+            self.oldest_due.with_label_values(&[&state.name]).set(state.oldest_due_seconds);
+            self.paused.with_label_values(&[&state.name]).set(i64::from(state.paused));
+        }
+        self.drift.set(gauges.drift.customers);
+        self.drift_oldest.set(gauges.drift.oldest_seconds);
+    }
+}

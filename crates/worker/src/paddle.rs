@@ -1,0 +1,201 @@
+//! Paddle Billing's API: whose e-mail address a customer id stands for.
+//!
+//! In: a customer id (`ctm_…`), since alerts of Billing carry no address. Out: the customer. One call,
+//! `GET /customers/{id}`, permission `customer.read` (developer.paddle.com/api-reference/customers/get-customer). A wrong
+//! or missing key answers 403 and not 401; a customer of the other environment answers 404 like one that never was.
+
+use std::fmt;
+use std::time::Duration;
+
+use oarlock_service::config;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+
+use crate::failure::{Failure, Meaning};
+use crate::http::{self, Answer};
+use crate::outcome::Finding;
+
+/// A customer that cannot be: asking for it tells whether the key is good, and reads nothing about anybody.
+const NOBODY: &str = "ctm_00000000000000000000000000";
+
+#[derive(Debug, Clone)]
+pub struct Paddle {
+    /// None without a key: only installations that sell through Billing need one.
+    http: Option<http::Client>,
+    /// What the key and the address say about the environment, if they say different things.
+    mismatch: Option<&'static str>,
+}
+
+/// A customer of Paddle Billing.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct Customer {
+    pub id: String,
+    pub email: String,
+}
+
+impl fmt::Debug for Customer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Customer").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Paddle {
+    /// # Errors
+    /// A key that cannot be sent, no TLS.
+    pub fn new(settings: &config::PaddleApi, request_timeout: Duration) -> anyhow::Result<Self> {
+        let Some(key) = &settings.api_key else { return Ok(Self { http: None, mismatch: None }) };
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, http::bearer(key, "paddle.billing.api_key")?),
+            (HeaderName::from_static("paddle-version"), HeaderValue::from_static("1")),
+        ]);
+        let mismatch = mismatch(key.expose_secret(), settings.api_url.host_str().unwrap_or_default());
+        Ok(Self { http: Some(http::Client::new(&settings.api_url, headers, request_timeout)?), mismatch })
+    }
+
+    /// The customer with this id.
+    ///
+    /// # Errors
+    /// What Paddle refused, by what to do about it; no key is a matter of configuration.
+    pub async fn customer(&self, id: &str) -> Result<Customer, Failure> {
+        // It becomes part of a path.
+        if !id.starts_with("ctm_") || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return Err(Failure::new(Meaning::Permanent, None, "reading the customer: the id is not one of Paddle's"));
+        }
+        let Some(http) = &self.http else {
+            let detail = "reading the customer: set paddle.billing.api_key, the key that customers are looked up with";
+            return Err(Failure::new(Meaning::Configuration, None, detail));
+        };
+        customer(&http::send(http.get(&format!("customers/{id}"))).await?)
+    }
+
+    /// Whether the key is good, if there is one. Reads only.
+    pub async fn check(&self) -> Vec<Finding> {
+        if self.http.is_none() {
+            return Vec::new();
+        }
+        let result = match (self.mismatch, self.customer(NOBODY).await) {
+            (Some(mismatch), _) => Err(Failure::new(Meaning::Configuration, None, mismatch)),
+            (None, Ok(_)) => Ok("accepted".to_owned()),
+            (None, Err(failure)) if failure.http_status == Some(404) => Ok("accepted".to_owned()),
+            (None, Err(failure)) => Err(failure),
+        };
+        vec![Finding::new("paddle: API key", result)]
+    }
+}
+
+/// Keys say which environment they are for: `pdl_live_apikey_…`, `pdl_sdbx_apikey_…`.
+fn mismatch(key: &str, host: &str) -> Option<&'static str> {
+    let (live, sandbox) = ("api.paddle.com", "sandbox-api.paddle.com");
+    if key.starts_with("pdl_sdbx_") && host == live {
+        Some(
+            "paddle.billing.api_key is a key of the sandbox; set paddle.billing.api_url to https://sandbox-api.paddle.com",
+        )
+    } else if key.starts_with("pdl_live_") && host == sandbox {
+        Some("paddle.billing.api_key is a live key; set paddle.billing.api_url to https://api.paddle.com")
+    } else {
+        None
+    }
+}
+
+#[derive(Deserialize)]
+struct Found {
+    data: Customer,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    error: Refusal,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    code: String,
+    #[serde(default)]
+    detail: String,
+}
+
+/// What an answer to `GET /customers/{id}` means.
+fn customer(answer: &Answer) -> Result<Customer, Failure> {
+    let what = "reading the customer";
+    if answer.is_success() {
+        return answer.json::<Found>(what).map(|found| found.data);
+    }
+    let refused = serde_json::from_slice::<Refused>(&answer.body).ok().map(|body| body.error);
+    let said = refused.as_ref().map(|error| format!("{}: {}", error.code, error.detail)).unwrap_or_default();
+    Err(match (answer.status, &refused) {
+        (404, Some(_)) => {
+            let said = "not found: also the answer to a key of the other environment";
+            answer.meaning(Meaning::Permanent, what, said)
+        }
+        (404, None) => {
+            answer.meaning(Meaning::Configuration, what, "no answer of Paddle's API; is paddle.billing.api_url right?")
+        }
+        (400, Some(_)) => answer.meaning(Meaning::Permanent, what, &said),
+        (401 | 403, Some(_)) => {
+            let said = format!("{said}; paddle.billing.api_key must be a live key with the permission customer.read");
+            answer.meaning(Meaning::Configuration, what, &said)
+        }
+        _ => answer.failure(what, &said, "paddle.billing.api_url"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(status: u16, headers: &[(&'static str, &str)], body: &str, expected: Result<&str, Meaning>) {
+        let found = customer(&Answer::of(status, headers, body));
+        let found = found.map(|customer| customer.email).map_err(|failure| failure.meaning);
+        assert_eq!(found, expected.map(str::to_owned), "{status} {body}");
+    }
+
+    fn error(code: &str) -> String {
+        format!(r#"{{"error":{{"type":"request_error","code":"{code}","detail":"No."}},"meta":{{"request_id":"r"}}}}"#)
+    }
+
+    #[test]
+    fn what_an_answer_means() {
+        let found = r#"{"data":{"id":"ctm_1","status":"active","custom_data":{},"name":null,"email":"ann@example.com"},"meta":{}}"#;
+        let transient = Err(Meaning::Transient { retry_after: None });
+        check(200, &[], found, Ok("ann@example.com"));
+        check(200, &[], r#"{"data":{"id":"ctm_1"}}"#, transient);
+        check(200, &[], "<html>", transient);
+        check(400, &[], &error("bad_request"), Err(Meaning::Permanent));
+        check(401, &[], &error("authentication_malformed"), Err(Meaning::Configuration));
+        check(403, &[], &error("authentication_missing"), Err(Meaning::Configuration));
+        check(403, &[], &error("forbidden"), Err(Meaning::Configuration));
+        check(403, &[], "<html>", Err(Meaning::Configuration));
+        check(404, &[], &error("not_found"), Err(Meaning::Permanent));
+        check(404, &[], "<html>", Err(Meaning::Configuration));
+        check(302, &[], "", Err(Meaning::Configuration));
+        let limited = |seconds| Err(Meaning::RateLimited { retry_after: Duration::from_secs(seconds) });
+        check(429, &[("retry-after", "12")], &error("too_many_requests"), limited(12));
+        check(429, &[], &error("too_many_requests"), limited(30));
+        check(500, &[], &error("internal_error"), transient);
+        check(503, &[("retry-after", "2")], "", Err(Meaning::Transient { retry_after: Some(Duration::from_secs(2)) }));
+        check(418, &[], "", Err(Meaning::Unknown));
+    }
+
+    #[test]
+    fn a_key_of_the_other_environment_is_seen() {
+        assert!(mismatch("pdl_sdbx_apikey_1", "api.paddle.com").is_some());
+        assert!(mismatch("pdl_live_apikey_1", "sandbox-api.paddle.com").is_some());
+        assert!(mismatch("pdl_live_apikey_1", "api.paddle.com").is_none());
+        assert!(mismatch("anything", "127.0.0.1").is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_without_a_key_or_an_id() {
+        let settings = config::PaddleApi { api_url: "http://127.0.0.1:1".parse().unwrap(), api_key: None };
+        let paddle = Paddle::new(&settings, Duration::from_secs(1)).unwrap();
+        let meaning = async |id: &str| paddle.customer(id).await.unwrap_err().meaning;
+        assert_eq!(meaning("ctm_1").await, Meaning::Configuration);
+        assert_eq!(meaning("ctm_1/../../events").await, Meaning::Permanent);
+        assert_eq!(meaning("").await, Meaning::Permanent);
+        assert_eq!(paddle.check().await, []);
+        let shown = format!("{:?}", Customer { id: "ctm_1".into(), email: "ann@example.com".into() });
+        assert!(!shown.contains("ann"), "{shown}");
+    }
+}

@@ -1,0 +1,79 @@
+//! Alerts become ledger entries and actions: the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use oarlock_outbox::{is_about_the_data, planning};
+use oarlock_service::database::Patience;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::{self, Policy};
+use crate::wake::Bells;
+
+/// Alerts planned in one transaction.
+const BATCH: i64 = 100;
+
+/// Plans until the token is cancelled.
+pub async fn run(
+    pool: PgPool,
+    policy: Policy,
+    bells: Arc<Bells>,
+    poll_interval: Duration,
+    shutdown: CancellationToken,
+) {
+    let mut patience = Patience::default();
+    while !shutdown.is_cancelled() {
+        let wait = match plan_batch(&pool, &policy, BATCH).await {
+            Ok(0) => {
+                patience.reset();
+                poll_interval
+            }
+            Ok(_) => {
+                bells.ring_all_destinations();
+                continue;
+            }
+            Err(error) if is_about_the_data(&error) => {
+                tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
+                match plan_one(&pool, &policy).await {
+                    Ok(()) => continue,
+                    Err(error) => warn(&error, &mut patience),
+                }
+            }
+            Err(error) => warn(&error, &mut patience),
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = bells.planner.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
+    tracing::warn!(error = error as &dyn std::error::Error, "the planner waits for the database");
+    patience.delay()
+}
+
+/// Plans up to `limit` alerts; returns how many there were.
+async fn plan_batch(pool: &PgPool, policy: &Policy, limit: i64) -> Result<usize, sqlx::Error> {
+    let Some(batch) = planning::take(pool, limit).await? else { return Ok(0) };
+    let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
+    let alerts = batch.alerts.len();
+    batch.commit(&plan).await?;
+    tracing::debug!(alerts, "planned");
+    Ok(alerts)
+}
+
+/// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
+async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
+    match plan_batch(pool, policy, 1).await {
+        Err(error) if is_about_the_data(&error) => {
+            let Some(batch) = planning::take(pool, 1).await? else { return Ok(()) };
+            let alert = batch.alerts[0].clone();
+            tracing::error!(alert_id = alert.alert_id, source = alert.source.as_str(), "an alert cannot be planned");
+            batch.bury(alert.id, &format!("failed to plan it: {error}")).await
+        }
+        result => result.map(drop),
+    }
+}

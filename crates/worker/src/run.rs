@@ -1,0 +1,134 @@
+//! Everything is started, and stopped in the order in which it depends on each other.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use oarlock_outbox::claim::Terms;
+use oarlock_outbox::{Destination, ledger};
+use oarlock_service::config::WorkerConfig;
+use oarlock_service::database::Patience;
+use oarlock_service::{admin, database};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::act::Vendors;
+use crate::claim_loop::Loop;
+use crate::judge::Limits;
+use crate::memberships;
+use crate::metrics::Metrics;
+use crate::plan::Policy;
+use crate::retry::Schedule;
+use crate::wake::{self, Bells};
+use crate::{housekeeping, planner, recorder};
+
+/// Results that may wait to be written; beyond it the loops wait with them.
+const RESULTS: usize = 1024;
+
+/// Plans and runs actions until the token is cancelled.
+///
+/// # Errors
+/// When the admin address cannot be listened on.
+pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let settings = &config.worker;
+    let listener = TcpListener::bind(&settings.admin_listen)
+        .await
+        .with_context(|| format!("failed to listen on {} (worker.admin_listen)", settings.admin_listen))?;
+    let admin_address = listener.local_addr()?;
+    if config.jira.is_none() && config.slack.is_none() {
+        tracing::warn!("neither [jira] nor [slack] is configured: no action will be planned");
+    }
+
+    let pool = database::pool(&config.database, "oarlock-worker");
+    if config.database.migrate {
+        tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
+    }
+    tokio::spawn(keep_rules(pool.clone(), rules(&config), shutdown.clone()));
+    let registry = admin::registry(env!("CARGO_PKG_VERSION"));
+    let metrics = Arc::new(Metrics::new(&registry));
+    let (vendors, bells) = (Arc::new(vendors), Arc::new(Bells::default()));
+    let (results, finished) = mpsc::channel(RESULTS);
+
+    let mut loops = JoinSet::new();
+    let policy = Policy {
+        routes: config.routes.clone(),
+        jira: config.jira.is_some(),
+        slack: config.slack.is_some(),
+        revoke_on_full_refund: config.jira.as_ref().is_some_and(|jira| jira.revoke_on_full_refund),
+    };
+    loops.spawn(planner::run(pool.clone(), policy, Arc::clone(&bells), settings.poll_interval, shutdown.clone()));
+    for destination in Destination::ALL {
+        let claim_loop = Loop {
+            destination: *destination,
+            pool: pool.clone(),
+            vendors: Arc::clone(&vendors),
+            bells: Arc::clone(&bells),
+            metrics: Arc::clone(&metrics),
+            results: results.clone(),
+            terms: Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts },
+            limits: Limits {
+                max_attempts: settings.max_attempts,
+                schedule: Schedule { base: settings.retry_base, cap: settings.retry_cap },
+            },
+            concurrency: settings.concurrency,
+            poll_interval: settings.poll_interval,
+            shutdown_grace: settings.shutdown_grace,
+        };
+        loops.spawn(claim_loop.run(shutdown.clone()));
+    }
+    // The recorder ends when the last loop has let go of its sender.
+    drop(results);
+    let recorder =
+        tokio::spawn(recorder::run(pool.clone(), finished, Arc::clone(&bells), Arc::clone(&metrics), shutdown.clone()));
+    let listening = {
+        let (pool, bells, shutdown) = (pool.clone(), Arc::clone(&bells), shutdown.clone());
+        tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
+    };
+    let cleaning = tokio::spawn(housekeeping::run(pool.clone(), settings.retention, shutdown.clone()));
+    // Health and metrics can be seen until the end.
+    let stopped = CancellationToken::new();
+    let refresh = {
+        let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
+        move || {
+            let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
+            async move { metrics.refresh(&pool).await }
+        }
+    };
+    let admin = tokio::spawn(admin::serve(listener, pool.clone(), registry, refresh, stopped.clone()));
+    tracing::info!(%admin_address, "the worker runs");
+
+    while let Some(ended) = loops.join_next().await {
+        ended.context("a loop of the worker failed")?;
+    }
+    recorder.await.context("the recorder failed")?;
+    listening.await.context("the listener failed")?;
+    cleaning.await.context("the housekeeping failed")?;
+    stopped.cancel();
+    admin.await.context("the admin listener failed")?;
+    tracing::info!("the worker has stopped");
+    Ok(())
+}
+
+/// Whose claims these are, for people who look at the table.
+fn name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{}", host.trim(), std::process::id())
+}
+
+fn rules(config: &WorkerConfig) -> Vec<(String, String)> {
+    let access = config.jira.iter().flat_map(|jira| &jira.access);
+    access.flat_map(|rule| rule.plans.iter().map(|plan| (plan.clone(), memberships::target(&rule.grants)))).collect()
+}
+
+/// Writes down what plans give, once the database is there and migrated.
+async fn keep_rules(pool: PgPool, rules: Vec<(String, String)>, shutdown: CancellationToken) {
+    let mut patience = Patience::default();
+    while ledger::keep_rules(&pool, &rules).await.is_err() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(patience.delay()) => {}
+        }
+    }
+}

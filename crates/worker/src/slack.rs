@@ -1,0 +1,345 @@
+//! Invitations to Slack, by one of three methods of its Web API.
+//!
+//! In: an e-mail address. Out: whether Slack invites it now or has before. Slack says HTTP 200 to failures too and names
+//! them in `error` (docs.slack.dev/apis/web-api); each method's page lists its codes, and says that there may be others.
+//! Nobody is looked up first: a repeated invitation answers `already_…`. Nobody is removed: that takes other scopes.
+
+use std::time::Duration;
+
+use oarlock_service::config::{self, SlackMode};
+use reqwest::header::{AUTHORIZATION, HeaderMap};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, Meaning};
+use crate::http::{self, Answer};
+use crate::outcome::{Finding, InviteOutcome};
+
+/// `invite_limit_reached`: Slack stops a workspace that invites many in a burst, and does not say for how long.
+const INVITE_LIMIT_PAUSE: Duration = Duration::from_secs(30 * 60);
+
+/// `connection_limit_exceeded_pending`: this customer has an invitation that waits for them, so there is no hurry.
+const PENDING_INVITE_WAIT: Duration = Duration::from_secs(6 * 60 * 60);
+
+#[derive(Debug, Clone)]
+pub struct Slack {
+    http: http::Client,
+    method: Method,
+}
+
+/// A method with what it needs besides the address.
+#[derive(Debug, Clone)]
+enum Method {
+    AdminInvite { team_id: String, channel_ids: String },
+    Connect { channel: String },
+    LegacyInvite { channels: Option<String> },
+}
+
+impl Slack {
+    /// # Errors
+    /// A token that cannot be sent, a setting the mode needs, no TLS.
+    pub fn new(settings: &config::Slack, request_timeout: Duration) -> anyhow::Result<Self> {
+        // In the header only: apps may not send it in the query string, and a form might be logged.
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, http::bearer(&settings.token, "slack.token")?)]);
+        let channels = || Some(settings.channel_ids.join(",")).filter(|ids| !ids.is_empty());
+        let needs = |key| anyhow::anyhow!("slack.{key} is missing");
+        let method = match settings.mode {
+            SlackMode::AdminInvite => Method::AdminInvite {
+                team_id: settings.team_id.clone().ok_or_else(|| needs("team_id"))?,
+                channel_ids: channels().ok_or_else(|| needs("channel_ids"))?,
+            },
+            SlackMode::Connect => {
+                Method::Connect { channel: settings.channel_ids.first().cloned().ok_or_else(|| needs("channel_ids"))? }
+            }
+            SlackMode::LegacyInvite => Method::LegacyInvite { channels: channels() },
+        };
+        Ok(Self { http: http::Client::new(&settings.base_url, headers, request_timeout)?, method })
+    }
+
+    /// Invites the person behind `email`.
+    ///
+    /// # Errors
+    /// What Slack refused, by what to do about it.
+    pub async fn invite(&self, email: &str) -> Result<InviteOutcome, Failure> {
+        let request = self.http.post(self.method.name());
+        let request = match &self.method {
+            Method::AdminInvite { team_id, channel_ids } => request.form(&AdminInvite { team_id, email, channel_ids }),
+            // JSON, since a form has no agreed way to write an array.
+            Method::Connect { channel } => request.json(&InviteShared { channel, emails: [email] }),
+            Method::LegacyInvite { channels } => {
+                request.form(&LegacyInvite { email, channels: channels.as_deref(), set_active: "true" })
+            }
+        };
+        outcome(&http::send(request).await?, self.method.name())
+    }
+
+    /// Whether the token is good for the configured way of inviting. Reads only.
+    pub async fn check(&self) -> Vec<Finding> {
+        vec![Finding::new("slack: token", self.token().await)]
+    }
+
+    async fn token(&self) -> Result<String, Failure> {
+        let answer = http::send(self.http.post("auth.test")).await?;
+        outcome(&answer, "auth.test")?;
+        let identity: Identity = answer.json("auth.test")?;
+        // Slack lists a token's scopes in this header of every answer.
+        if let (Some(scope), Some(scopes)) = (self.method.scope(), answer.header("x-oauth-scopes"))
+            && !scopes.split(',').any(|held| held.trim() == scope)
+        {
+            let said = format!("{} needs the scope {scope}; the token has: {scopes}", self.method.name());
+            return Err(answer.meaning(Meaning::Configuration, "auth.test", &said));
+        }
+        Ok(format!("accepted for the workspace {:?}", identity.team.unwrap_or_default()))
+    }
+}
+
+impl Method {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::AdminInvite { .. } => "admin.users.invite",
+            Self::Connect { .. } => "conversations.inviteShared",
+            Self::LegacyInvite { .. } => "users.admin.invite",
+        }
+    }
+
+    fn scope(&self) -> Option<&'static str> {
+        match self {
+            Self::AdminInvite { .. } => Some("admin.users:write"),
+            Self::Connect { .. } => Some("conversations.connect:write"),
+            // Legacy tokens have none of today's scopes.
+            Self::LegacyInvite { .. } => None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AdminInvite<'a> {
+    team_id: &'a str,
+    email: &'a str,
+    channel_ids: &'a str,
+}
+
+#[derive(Serialize)]
+struct InviteShared<'a> {
+    channel: &'a str,
+    /// An array, of which Slack takes one address a call.
+    emails: [&'a str; 1],
+}
+
+#[derive(Serialize)]
+struct LegacyInvite<'a> {
+    email: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels: Option<&'a str>,
+    set_active: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    ok: bool,
+    error: Option<String>,
+    /// With `missing_scope`.
+    needed: Option<String>,
+    provided: Option<String>,
+    response_metadata: Option<Metadata>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    messages: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Identity {
+    team: Option<String>,
+}
+
+/// What an answer of `method` means.
+fn outcome(answer: &Answer, method: &str) -> Result<InviteOutcome, Failure> {
+    // Limits and outages speak by status; everything else by the code in the body, whatever the status.
+    let reply = match answer.status {
+        300..=399 | 429 | 500.. => return Err(answer.failure(method, "", "slack.base_url")),
+        _ => serde_json::from_slice::<Reply>(&answer.body).ok(),
+    };
+    let Some(reply) = reply else {
+        let said = "no answer of Slack's API; is slack.base_url right?";
+        return Err(match answer.status {
+            404 => answer.meaning(Meaning::Configuration, method, said),
+            _ => answer.failure(method, said, "slack.base_url"),
+        });
+    };
+    if reply.ok {
+        return Ok(InviteOutcome::Invited);
+    }
+    let code = reply.error.as_deref().unwrap_or("no error code");
+    let meaning = match code {
+        "already_in_team"
+        | "already_invited"
+        | "already_in_team_invited_user"
+        | "sent_recently"
+        | "already_in_channel" => {
+            return Ok(InviteOutcome::AlreadyInvited);
+        }
+        _ => meaning(code, answer),
+    };
+    let mut said = code.to_owned();
+    if code == "missing_scope" {
+        let (needed, provided) = (reply.needed.as_deref(), reply.provided.as_deref());
+        said += &format!(", needed {}, provided {}", needed.unwrap_or("unknown"), provided.unwrap_or("unknown"));
+    }
+    for message in reply.response_metadata.iter().flat_map(|metadata| &metadata.messages) {
+        said += "; ";
+        said += message;
+    }
+    Err(answer.meaning(meaning, method, &said))
+}
+
+/// What a code means, by the error lists of the three methods and the list common to all (docs.slack.dev/reference/methods).
+fn meaning(code: &str, answer: &Answer) -> Meaning {
+    match code {
+        "invalid_email" | "user_disabled" | "failed_looking_up_user" | "user_not_found" => Meaning::Permanent,
+
+        "ratelimited" | "ratelimit" => Meaning::RateLimited { retry_after: answer.pause() },
+        "invite_limit_reached" => Meaning::RateLimited { retry_after: answer.retry_after().unwrap_or(INVITE_LIMIT_PAUSE) },
+        "connection_limit_exceeded_pending" => Meaning::Transient { retry_after: Some(PENDING_INVITE_WAIT) },
+
+        // Of the first two Slack says that something may have been done all the same; a repeat then answers already_….
+        "internal_error" | "fatal_error" | "request_timeout" | "service_unavailable" | "team_added_to_org"
+        | "failed_to_send_invite" | "invite_lookup_error" | "invite_not_found" => {
+            Meaning::Transient { retry_after: answer.retry_after() }
+        }
+
+        // The token.
+        "not_authed" | "invalid_auth" | "account_inactive" | "token_revoked" | "token_expired" | "missing_scope"
+        | "not_allowed_token_type" | "not_an_admin" | "no_permission" | "no_perms" | "access_denied" | "accesslimited"
+        | "is_bot" | "two_factor_setup_required"
+        // The workspace, its plan and its policies.
+        | "ekm_access_denied" | "enterprise_is_restricted" | "org_login_required" | "feature_not_enabled" | "paid_only"
+        | "not_paid" | "not_allowed" | "not_supported" | "restricted_action" | "no_external_invite_permission"
+        | "not_allowed_for_grid_workspace" | "team_not_found" | "connection_limit_exceeded"
+        | "legacy_connection_limit_exceeded" | "member_limit_exceeded"
+        // The channels.
+        | "not_in_channel" | "not_owner" | "invalid_channel_type" | "requires_one_channel"
+        // The request: ours to mend, and wrong for every customer alike.
+        | "expiration_requires_restricted" | "ultra_restricted" | "recipients_not_specified" | "too_many_emails"
+        | "unknown_method" | "method_deprecated" | "deprecated_endpoint" | "invalid_arg_name" | "invalid_arguments"
+        | "invalid_array_arg" | "invalid_charset" | "invalid_form_data" | "invalid_post_type" | "missing_post_type" => {
+            Meaning::Configuration
+        }
+        _ if ["channel_", "failed_to_validate_", "cannot_share_"].iter().any(|start| code.starts_with(start)) => {
+            Meaning::Configuration
+        }
+        _ => Meaning::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Option<Duration> = None;
+
+    #[track_caller]
+    fn check(status: u16, headers: &[(&'static str, &str)], body: &str, expected: Result<InviteOutcome, Meaning>) {
+        let found = outcome(&Answer::of(status, headers, body), "users.admin.invite");
+        assert_eq!(found.map_err(|failure| failure.meaning), expected, "{status} {body}");
+    }
+
+    #[track_caller]
+    fn said(code: &str) -> Result<InviteOutcome, Failure> {
+        outcome(&Answer::of(200, &[], &format!(r#"{{"ok":false,"error":"{code}"}}"#)), "users.admin.invite")
+    }
+
+    #[test]
+    fn every_code_has_its_meaning() {
+        let transient = |retry_after| Err(Meaning::Transient { retry_after });
+        let limited = |seconds| Err(Meaning::RateLimited { retry_after: Duration::from_secs(seconds) });
+        let table = [
+            (
+                "already_in_team already_invited already_in_team_invited_user sent_recently already_in_channel",
+                Ok(InviteOutcome::AlreadyInvited),
+            ),
+            ("invalid_email user_disabled failed_looking_up_user user_not_found", Err(Meaning::Permanent)),
+            (
+                "not_authed invalid_auth account_inactive token_revoked token_expired missing_scope not_allowed_token_type \
+                 not_an_admin no_permission no_perms access_denied accesslimited is_bot two_factor_setup_required",
+                Err(Meaning::Configuration),
+            ),
+            (
+                "ekm_access_denied enterprise_is_restricted org_login_required feature_not_enabled paid_only not_paid \
+                 not_allowed not_supported restricted_action no_external_invite_permission team_not_found \
+                 not_allowed_for_grid_workspace connection_limit_exceeded legacy_connection_limit_exceeded \
+                 member_limit_exceeded",
+                Err(Meaning::Configuration),
+            ),
+            (
+                "channel_not_found channel_archived not_in_channel not_owner invalid_channel_type requires_one_channel \
+                 cannot_share_cross_workspace_channel cannot_share_mandatory_channel failed_to_validate_channels \
+                 failed_to_validate_team failed_to_validate_caller failed_to_validate_expiration \
+                 failed_to_validate_custom_message",
+                Err(Meaning::Configuration),
+            ),
+            (
+                "unknown_method method_deprecated deprecated_endpoint invalid_arg_name invalid_arguments invalid_array_arg \
+                 invalid_charset invalid_form_data invalid_post_type missing_post_type recipients_not_specified \
+                 too_many_emails expiration_requires_restricted ultra_restricted",
+                Err(Meaning::Configuration),
+            ),
+            (
+                "internal_error fatal_error request_timeout service_unavailable team_added_to_org failed_to_send_invite \
+                 invite_lookup_error invite_not_found",
+                transient(None),
+            ),
+            ("ratelimited ratelimit", limited(30)),
+            ("invite_limit_reached", limited(30 * 60)),
+            ("connection_limit_exceeded_pending", transient(Some(Duration::from_secs(6 * 60 * 60)))),
+            ("never_heard_of", Err(Meaning::Unknown)),
+        ];
+        for (codes, expected) in table {
+            for code in codes.split_whitespace() {
+                let found = said(code);
+                assert_eq!(found.as_ref().copied().map_err(|failure| failure.meaning), expected, "{code}");
+                if let Err(failure) = found {
+                    assert!(failure.detail().contains(code), "{failure}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn statuses_and_bodies() {
+        let configuration = Err(Meaning::Configuration);
+        let transient = Err(Meaning::Transient { retry_after: NOW });
+        let limited = |seconds| Err(Meaning::RateLimited { retry_after: Duration::from_secs(seconds) });
+        check(200, &[], r#"{"ok":true,"surprise":{}}"#, Ok(InviteOutcome::Invited));
+        check(200, &[], r#"{"ok":false}"#, Err(Meaning::Unknown));
+        check(200, &[], "<html>", transient);
+        check(200, &[], "", transient);
+        check(429, &[("retry-after", "3")], r#"{"ok":false,"error":"ratelimited"}"#, limited(3));
+        check(429, &[], "", limited(30));
+        check(200, &[("retry-after", "4")], r#"{"ok":false,"error":"ratelimited"}"#, limited(4));
+        check(500, &[], r#"{"ok":false,"error":"invalid_auth"}"#, transient);
+        check(
+            503,
+            &[("retry-after", "5")],
+            "<html>",
+            Err(Meaning::Transient { retry_after: Some(Duration::from_secs(5)) }),
+        );
+        check(302, &[], "", configuration);
+        check(401, &[], r#"{"ok":false,"error":"invalid_auth"}"#, configuration);
+        check(403, &[], "<html>", configuration);
+        check(404, &[], "<html>", configuration);
+        check(400, &[], "", Err(Meaning::Unknown));
+    }
+
+    #[test]
+    fn a_missing_scope_is_named() {
+        let body = r#"{"ok":false,"error":"missing_scope","needed":"admin.users:write","provided":"identify,admin"}"#;
+        let failure = outcome(&Answer::of(200, &[], body), "admin.users.invite").unwrap_err();
+        let expected = "admin.users.invite: HTTP 200: missing_scope, needed admin.users:write, provided identify,admin";
+        assert_eq!(failure.detail(), expected);
+        let body = r#"{"ok":false,"error":"invalid_arguments","response_metadata":{"messages":["[ERROR] no such ann@example.com"]}}"#;
+        let failure = outcome(&Answer::of(200, &[], body), "admin.users.invite").unwrap_err();
+        assert_eq!(failure.detail(), "admin.users.invite: HTTP 200: invalid_arguments; [ERROR] no such (address)");
+    }
+}

@@ -1,0 +1,70 @@
+//! A NOTIFY wakes whoever has work; the poll is the truth.
+//!
+//! Without notifications (through a pooler in transaction mode they never come) everything still happens, a poll later.
+
+use oarlock_outbox::{CHANNEL, Destination};
+use oarlock_service::database::Patience;
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// One bell for each loop. A bell that is rung while its loop is busy is heard when the loop listens again.
+#[derive(Debug, Default)]
+pub struct Bells {
+    pub planner: Notify,
+    jira: Notify,
+    slack: Notify,
+    paddle: Notify,
+}
+
+impl Bells {
+    pub fn of(&self, destination: Destination) -> &Notify {
+        match destination {
+            Destination::Jira => &self.jira,
+            Destination::Slack => &self.slack,
+            Destination::Paddle => &self.paddle,
+        }
+    }
+
+    pub fn ring_all_destinations(&self) {
+        for destination in Destination::ALL {
+            self.of(*destination).notify_one();
+        }
+    }
+}
+
+/// Listens until the token is cancelled, through any absence of the database.
+pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
+    let mut patience = Patience::default();
+    loop {
+        let result = tokio::select! {
+            () = shutdown.cancelled() => return,
+            result = listen_once(&pool, bells, &mut patience) => result,
+        };
+        if let Err(error) = result {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "not listening for notifications; the poll goes on");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(patience.delay()) => {}
+        }
+    }
+}
+
+async fn listen_once(pool: &PgPool, bells: &Bells, patience: &mut Patience) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    patience.reset();
+    // What was notified while nobody listened is not told again.
+    bells.planner.notify_one();
+    bells.ring_all_destinations();
+    while let Some(notification) = listener.try_recv().await? {
+        match notification.payload().parse() {
+            Ok(destination) => bells.of(destination).notify_one(),
+            Err(_) => bells.planner.notify_one(),
+        }
+    }
+    Ok(())
+}
