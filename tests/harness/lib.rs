@@ -1,1 +1,362 @@
+//! The running system: both programs as processes, a database of their own, the stand-ins on sockets.
+//!
+//! A test says in words of the domain what Paddle sends and what Jira and Slack hold afterwards. It waits for events, each
+//! with a deadline, and never sleeps. When the system is dropped, its programs' logs are searched for what must not be
+//! there: e-mail addresses, tokens, bodies.
 
+mod database;
+mod process;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use oarlock_sandbox::paddle::{BillingAlert, BillingSigner, ClassicAlert, ClassicSigner, Reply, Sender, Signed};
+use oarlock_sandbox::{Edition, Jira, Options, PaddleApi, Sandbox, Slack};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+pub use database::Database;
+pub use process::{Exit, Process, program};
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The secret that the stand-in for Billing signs with.
+pub const WEBHOOK_SECRET: &str = "pdl_ntfset_01tests_0123456789";
+
+/// Things that may never appear in a log line or a metric.
+const SECRETS: [&str; 6] = [
+    "@example.",
+    "%40example.",
+    WEBHOOK_SECRET,
+    oarlock_sandbox::JIRA_CLOUD_TOKEN,
+    oarlock_sandbox::SLACK_TOKEN,
+    oarlock_sandbox::PADDLE_API_KEY,
+];
+
+/// How a system is configured: environment variables, as operators would set them.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    variables: BTreeMap<String, String>,
+    edition: Edition,
+    workers: usize,
+    receivers: usize,
+    /// Where the programs find Postgres, if not where the harness does.
+    database_url: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let settings = Self {
+            variables: BTreeMap::new(),
+            edition: Edition::Cloud,
+            workers: 1,
+            receivers: 1,
+            database_url: None,
+        };
+        settings
+            .set("OARLOCK_RECEIVER__LISTEN", "127.0.0.1:0")
+            .set("OARLOCK_RECEIVER__ADMIN_LISTEN", "127.0.0.1:0")
+            .set("OARLOCK_WORKER__ADMIN_LISTEN", "127.0.0.1:0")
+            .set("OARLOCK_WORKER__RETRY_BASE", "20ms")
+            .set("OARLOCK_WORKER__RETRY_CAP", "200ms")
+            .set("OARLOCK_JIRA__SERVICE_DESK_ID", "3")
+            .set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#)
+            .set("OARLOCK_SLACK__MODE", "admin_invite")
+            .set("OARLOCK_SLACK__TEAM_ID", "T1")
+            .set("OARLOCK_SLACK__CHANNEL_IDS", "C1")
+    }
+}
+
+impl Settings {
+    #[must_use]
+    pub fn set(mut self, variable: &str, value: impl Into<String>) -> Self {
+        self.variables.insert(variable.to_owned(), value.into());
+        self
+    }
+
+    /// Takes a whole section out of the configuration.
+    #[must_use]
+    pub fn without(mut self, section: &str) -> Self {
+        let prefix = format!("OARLOCK_{}__", section.to_uppercase());
+        self.variables.retain(|name, _| !name.starts_with(&prefix));
+        self.variables.insert(prefix, String::new());
+        self
+    }
+
+    #[must_use]
+    pub fn jira(mut self, edition: Edition) -> Self {
+        self.edition = edition;
+        self
+    }
+
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    #[must_use]
+    pub fn receivers(mut self, receivers: usize) -> Self {
+        self.receivers = receivers;
+        self
+    }
+
+    /// Another way to the database than the straight one.
+    #[must_use]
+    pub fn database_url(mut self, url: impl Into<String>) -> Self {
+        self.database_url = Some(url.into());
+        self
+    }
+
+    /// Starts everything and waits until it is ready.
+    pub async fn start(self) -> Oarlock {
+        let database = Database::create().await;
+        self.start_on(database).await
+    }
+
+    /// Starts everything on a database that is there already.
+    pub async fn start_on(self, database: Database) -> Oarlock {
+        let mut oarlock = self.prepare(database).await;
+        oarlock.start_programs().await;
+        oarlock
+    }
+
+    /// Everything but the programs.
+    pub async fn prepare(self, database: Database) -> Oarlock {
+        let sandbox = Sandbox::start(Options::default()).await.expect("the stand-ins start");
+        let signer = ClassicSigner::cached().expect("a key can be made");
+        let mut variables = self.variables.clone();
+        let wants = |section: &str| !variables.contains_key(&format!("OARLOCK_{section}__"));
+        let (wants_jira, wants_slack) = (wants("JIRA"), wants("SLACK"));
+        let mut default = |name: &str, value: &str| {
+            variables.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        };
+        default("OARLOCK_DATABASE__URL", self.database_url.as_deref().unwrap_or(database.url()));
+        default("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", signer.public_key_pem());
+        default("OARLOCK_PADDLE__BILLING__WEBHOOK_SECRETS", WEBHOOK_SECRET);
+        default("OARLOCK_PADDLE__BILLING__API_URL", &sandbox.paddle_url());
+        default("OARLOCK_PADDLE__BILLING__API_KEY", oarlock_sandbox::PADDLE_API_KEY);
+        if wants_jira {
+            match self.edition {
+                Edition::Cloud => {
+                    default("OARLOCK_JIRA__EDITION", "cloud");
+                    default("OARLOCK_JIRA__BASE_URL", &sandbox.jira_cloud_url());
+                    default("OARLOCK_JIRA__USER", oarlock_sandbox::JIRA_CLOUD_USER);
+                    default("OARLOCK_JIRA__TOKEN", oarlock_sandbox::JIRA_CLOUD_TOKEN);
+                }
+                Edition::DataCenter => {
+                    default("OARLOCK_JIRA__EDITION", "data_center");
+                    default("OARLOCK_JIRA__BASE_URL", &sandbox.jira_dc_url());
+                    default("OARLOCK_JIRA__TOKEN", oarlock_sandbox::JIRA_DC_TOKEN);
+                }
+            }
+        }
+        if wants_slack {
+            default("OARLOCK_SLACK__BASE_URL", &sandbox.slack_url());
+            default("OARLOCK_SLACK__TOKEN", oarlock_sandbox::SLACK_TOKEN);
+        }
+        Oarlock {
+            settings: Self { variables, ..self },
+            receivers: Vec::new(),
+            workers: Vec::new(),
+            sandbox,
+            database,
+            signer,
+            sender: Sender::new(),
+        }
+    }
+}
+
+/// The running system.
+#[derive(Debug)]
+pub struct Oarlock {
+    settings: Settings,
+    // In the order in which they are dropped: the database goes last.
+    pub receivers: Vec<Process>,
+    pub workers: Vec<Process>,
+    pub sandbox: Sandbox,
+    pub database: Database,
+    pub signer: ClassicSigner,
+    sender: Sender,
+}
+
+impl Oarlock {
+    /// One receiver, one worker, Jira Cloud, Slack.
+    pub async fn start() -> Self {
+        Settings::default().start().await
+    }
+
+    pub async fn start_programs(&mut self) {
+        for _ in 0..self.settings.receivers {
+            self.start_receiver().await;
+        }
+        for _ in 0..self.settings.workers {
+            self.start_worker().await;
+        }
+    }
+
+    pub async fn start_receiver(&mut self) {
+        let process = self.spawn("oarlock-receiver", &[]);
+        process.ready().await;
+        self.receivers.push(process);
+    }
+
+    pub async fn start_worker(&mut self) {
+        let process = self.spawn("oarlock-worker", &[]);
+        process.ready().await;
+        self.workers.push(process);
+    }
+
+    /// Starts a program with this system's configuration.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Process {
+        Process::spawn(program, arguments, &self.settings.variables)
+    }
+
+    /// Changes a setting for the programs started from now on.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.settings.variables.insert(variable.to_owned(), value.to_owned());
+    }
+
+    pub fn receiver(&self) -> &Process {
+        &self.receivers[0]
+    }
+
+    pub fn worker(&self) -> &Process {
+        &self.workers[0]
+    }
+
+    pub fn jira(&self) -> &Jira {
+        self.sandbox.jira(self.settings.edition)
+    }
+
+    pub fn slack(&self) -> &Slack {
+        self.sandbox.slack()
+    }
+
+    pub fn paddle_api(&self) -> &PaddleApi {
+        self.sandbox.paddle()
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        self.database.pool()
+    }
+
+    /// Where alerts are posted.
+    pub fn webhook(&self) -> String {
+        format!("http://{}/paddle", self.receiver().address())
+    }
+
+    /// Paddle Classic sends an alert, which must be answered 200.
+    #[track_caller]
+    pub fn paddle_sends(&self, alert: &ClassicAlert) -> impl Future<Output = ()> {
+        self.accepts(alert.signed_by(&self.signer))
+    }
+
+    /// Paddle Billing sends a notification, which must be answered 200.
+    #[track_caller]
+    pub fn billing_sends(&self, alert: &BillingAlert) -> impl Future<Output = ()> {
+        self.accepts(alert.signed_by(&BillingSigner::new(WEBHOOK_SECRET)))
+    }
+
+    async fn accepts(&self, signed: Signed) {
+        let reply = self.posts(&signed).await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, "Ok\n"));
+    }
+
+    /// Posts whatever it is, and returns the answer.
+    pub async fn posts(&self, signed: &Signed) -> Reply {
+        self.sender.post(&self.webhook(), signed).await.expect("the receiver answers")
+    }
+
+    /// Waits until all is done that is due.
+    pub async fn settles(&self) {
+        self.until(
+            "everything due is done",
+            "select not exists (select from outbox where to_plan)
+                and not exists (select from outbox_action where status in ('pending', 'running') and due_at <= now())",
+        )
+        .await;
+    }
+
+    /// Waits until a query says true.
+    pub async fn until(&self, what: &str, query: &'static str) {
+        let waiting = async {
+            while !sqlx::query_scalar::<_, bool>(query).fetch_one(self.pool()).await.unwrap_or(false) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+            panic!("in vain waited until {what}: {query}\n{}\n{}", self.outbox().await, self.logs());
+        }
+    }
+
+    /// Waits until the stand-ins are as described.
+    pub async fn sees(&self, what: &str, condition: impl Fn(&Sandbox) -> bool) {
+        if self.sandbox.wait_until(condition, PATIENCE).await.is_err() {
+            panic!("in vain waited until {what}\n{}\n{}", self.outbox().await, self.logs());
+        }
+    }
+
+    /// Runs a statement as an operator would; returns how many rows it concerned.
+    pub async fn sql(&self, statement: &'static str) -> u64 {
+        sqlx::query(statement).execute(self.pool()).await.expect("the statement is right").rows_affected()
+    }
+
+    /// The one value of a query.
+    pub async fn value<T>(&self, query: &'static str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        sqlx::query_scalar(query).fetch_one(self.pool()).await.expect("the query is right")
+    }
+
+    /// All actions as `kind status outcome`, in the order they were planned.
+    pub async fn actions(&self) -> Vec<String> {
+        sqlx::query_scalar("select concat_ws(' ', kind, status, outcome) from outbox_action order by id")
+            .fetch_all(self.pool())
+            .await
+            .expect("the query is right")
+    }
+
+    /// The id of the only action of this kind.
+    pub async fn action(&self, kind: &str) -> Uuid {
+        let ids: Vec<Uuid> = sqlx::query_scalar("select id from outbox_action where kind = $1")
+            .bind(kind)
+            .fetch_all(self.pool())
+            .await
+            .expect("the query is right");
+        assert_eq!(ids.len(), 1, "actions of kind {kind}\n{}", self.outbox().await);
+        ids[0]
+    }
+
+    /// The outbox, for a failing test's message.
+    pub async fn outbox(&self) -> String {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "select concat_ws(' | ', o.alert_name, o.status, o.last_error, a.kind, a.status, a.outcome, a.attempts, a.last_error, a.run_at - now())
+             from outbox o left join outbox_action a on a.outbox_id = o.id order by o.id, a.id",
+        )
+        .fetch_all(self.pool())
+        .await
+        .unwrap_or_else(|error| vec![error.to_string()]);
+        rows.join("\n")
+    }
+
+    /// What the programs logged.
+    pub fn logs(&self) -> String {
+        self.receivers.iter().chain(&self.workers).map(Process::logs).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Oarlock {
+    fn drop(&mut self) {
+        let logs = self.logs();
+        if std::thread::panicking() {
+            return;
+        }
+        for secret in SECRETS {
+            let line = logs.lines().find(|line| line.contains(secret));
+            assert_eq!(line, None, "a log line holds {secret}");
+        }
+    }
+}

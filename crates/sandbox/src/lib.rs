@@ -45,6 +45,15 @@ pub mod paddle;
 mod slack;
 mod transcript;
 
+/// The account that Jira Cloud accepts, with [`JIRA_CLOUD_TOKEN`].
+pub const JIRA_CLOUD_USER: &str = "bot@acme.example";
+pub const JIRA_CLOUD_TOKEN: &str = "jira-token";
+/// The personal access token that Jira Data Center accepts.
+pub const JIRA_DC_TOKEN: &str = "jira-dc-token";
+pub const SLACK_TOKEN: &str = "xoxp-sandbox";
+/// The API key of Paddle Billing's sandbox.
+pub const PADDLE_API_KEY: &str = "pdl_sdbx_apikey_sandbox";
+
 /// Where a sandbox listens and what it writes down.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -13,6 +13,7 @@ use oarlock_sandbox::{Options, Sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+mod demo;
 mod load;
 mod send;
 
@@ -32,6 +33,8 @@ enum Subcommands {
     Send(send::Send),
     /// Print the public key that Classic alerts are signed for, making the key if there is none.
     Keys(KeyFile),
+    /// Tell the main job as a story, with the receiver and the worker that lie beside this program.
+    Demo(demo::Demo),
     /// Post many distinct alerts and measure the answers.
     Load(load::Load),
 }
@@ -89,6 +92,7 @@ async fn run(command: Subcommands) -> anyhow::Result<()> {
             print!("{}", keys.signer()?.public_key_pem());
             Ok(())
         }
+        Subcommands::Demo(demo) => demo::run(demo).await,
         Subcommands::Load(load) => load::run(load).await,
     }
 }

@@ -67,7 +67,7 @@ impl Slack {
         let channel = |name: &str| Channel { name: name.to_owned(), archived: false, shared_with: BTreeSet::new() };
         let mut workspace = Workspace {
             team: "T1".to_owned(),
-            token: "xoxp-sandbox".to_owned(),
+            token: crate::SLACK_TOKEN.to_owned(),
             channels: BTreeMap::from([("C1".to_owned(), channel("support")), ("C2".to_owned(), channel("general"))]),
             members: BTreeMap::new(),
             invitations: Vec::new(),

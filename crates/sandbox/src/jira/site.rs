@@ -90,8 +90,8 @@ pub(super) enum Place {
 impl Site {
     pub(super) fn new(edition: Edition) -> Self {
         let (user, token) = match edition {
-            Edition::Cloud => ("bot@acme.example", "jira-token"),
-            Edition::DataCenter => ("oarlock-bot", "jira-dc-token"),
+            Edition::Cloud => (crate::JIRA_CLOUD_USER, crate::JIRA_CLOUD_TOKEN),
+            Edition::DataCenter => ("oarlock-bot", crate::JIRA_DC_TOKEN),
         };
         let mut site = Self {
             user: user.to_owned(),

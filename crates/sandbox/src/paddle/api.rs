@@ -37,7 +37,7 @@ struct Customer {
 
 impl PaddleApi {
     pub(crate) fn new(changes: Changes) -> Self {
-        let state = State { key: "pdl_sdbx_apikey_sandbox".to_owned(), customers: BTreeMap::new() };
+        let state = State { key: crate::PADDLE_API_KEY.to_owned(), customers: BTreeMap::new() };
         Self { state: Mutex::new(state), faults: Faults::new(), changes }
     }
 

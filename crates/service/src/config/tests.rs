@@ -1,4 +1,7 @@
+use std::collections::BTreeSet;
+
 use secrecy::ExposeSecret;
+use toml::Value;
 
 use super::*;
 
@@ -144,4 +147,146 @@ fn a_secret_is_in_no_debug_output() {
     .unwrap();
     let debug = format!("{config:?}");
     assert!(!debug.contains("xoxp-secret") && !debug.contains("pw"), "{debug}");
+}
+
+/// The file that people start from. Its secrets are in files that only a deployment has: here they are in a directory of
+/// the test's own.
+struct Example {
+    text: String,
+    secrets: PathBuf,
+}
+
+impl Example {
+    fn open(test: &str) -> Self {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oarlock.example.toml");
+        let secrets = std::env::temp_dir().join(format!("oarlock-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&secrets).unwrap();
+        let text = std::fs::read_to_string(file).unwrap();
+        for quoted in text.split("\"/run/secrets/").skip(1) {
+            let name = quoted.split('"').next().unwrap();
+            // The only one whose content the configuration looks at is the database's address.
+            std::fs::write(secrets.join(name), "postgres://oarlock:pw@localhost/oarlock\n").unwrap();
+        }
+        let text = text.replace("/run/secrets", secrets.to_str().unwrap());
+        Self { text, secrets }
+    }
+
+    fn table(&self) -> Table {
+        self.text.parse().unwrap()
+    }
+
+    /// What is commented out, paragraph by paragraph: each is one choice, and its section is the one it stands in.
+    fn choices(&self) -> Vec<(String, Table)> {
+        let mut choices = Vec::new();
+        let (mut section, mut paragraph) = (String::new(), String::new());
+        for line in self.text.lines().chain([""]) {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let key = comment.split(" = ").next().filter(|key| *key != comment && !key.contains(' '));
+                if key.is_some() || comment.starts_with('[') {
+                    paragraph += &format!("{comment}\n");
+                }
+                continue;
+            }
+            if !paragraph.is_empty() {
+                let header = if paragraph.starts_with('[') { "" } else { &section };
+                choices.push((section.clone(), format!("{header}\n{paragraph}").parse().unwrap()));
+                paragraph.clear();
+            }
+            if line.starts_with('[') {
+                section = line.to_owned();
+            }
+        }
+        choices
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.secrets);
+    }
+}
+
+/// As if the comment marks of `choice` were removed, and what it replaces were deleted.
+fn choose(choice: Table, table: &mut Table) {
+    for (key, value) in choice {
+        match (value, table.get_mut(&key)) {
+            (Value::Table(choice), Some(Value::Table(table))) => choose(choice, table),
+            (Value::Array(rows), Some(Value::Array(there))) if rows.iter().all(Value::is_table) => there.extend(rows),
+            (value, _) => {
+                table.remove(&format!("{key}_file"));
+                table.insert(key, value);
+            }
+        }
+    }
+}
+
+fn keys(table: &Table, section: &str, all: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = format!("{section}{key}");
+        match value {
+            Value::Table(table) => keys(table, &format!("{path}."), all),
+            Value::Array(rows) if rows.iter().all(Value::is_table) => {
+                rows.iter().filter_map(Value::as_table).for_each(|row| keys(row, &format!("{path}."), all));
+            }
+            _ => all.push(path),
+        }
+    }
+}
+
+#[test]
+fn the_example_loads_and_so_does_every_choice_in_it() {
+    let example = Example::open("example-loads");
+    let loaded = |table: &Table| {
+        let receiver = ReceiverConfig::from_table(table.clone()).map_err(|problems| problems.0)?;
+        let worker = WorkerConfig::from_table(table.clone()).map_err(|problems| problems.0)?;
+        Ok::<_, Vec<String>>(format!("{receiver:#?} {worker:#?}"))
+    };
+    let as_it_is = loaded(&example.table()).unwrap();
+    for (section, choice) in example.choices() {
+        let mut table = example.table();
+        choose(choice.clone(), &mut table);
+        let chosen = loaded(&table).unwrap_or_else(|problems| panic!("{section} {choice}: {problems:#?}"));
+        if ["[database]", "[receiver]", "[worker]"].contains(&section.as_str()) {
+            assert_eq!(chosen, as_it_is, "what is commented out in {section} is the default");
+        }
+    }
+}
+
+#[test]
+fn the_example_has_every_key_and_no_other() {
+    // The list is the promise that the documentation makes; a secret may stand for itself or be in a file.
+    let promised = "
+        database.url database.migrate database.max_connections
+        receiver.listen receiver.path receiver.admin_listen receiver.max_body_bytes receiver.ack_timeout
+        paddle.classic.public_keys
+        paddle.billing.webhook_secrets paddle.billing.tolerance paddle.billing.api_url paddle.billing.api_key
+        worker.admin_listen worker.concurrency worker.poll_interval worker.lease worker.request_timeout
+        worker.shutdown_grace worker.max_attempts worker.retry_base worker.retry_cap worker.retention
+        jira.edition jira.base_url jira.user jira.token jira.service_desk_id jira.invite_path
+        jira.revoke_on_full_refund jira.access.plans jira.access.group jira.access.organization
+        slack.mode slack.base_url slack.token slack.team_id slack.channel_ids
+    ";
+    let example = Example::open("example-keys");
+    let mut table = example.table();
+    let mut shown = Vec::new();
+    keys(&table, "", &mut shown);
+    for (_, choice) in example.choices() {
+        keys(&choice, "", &mut shown);
+        choose(choice, &mut table);
+    }
+    let shown: BTreeSet<String> = shown
+        .into_iter()
+        .filter(|key| !key.starts_with("routes."))
+        .map(|key| match key.strip_suffix("_files") {
+            Some(secret) => format!("{secret}s"),
+            None => key.strip_suffix("_file").unwrap_or(&key).to_owned(),
+        })
+        .collect();
+    let promised: BTreeSet<String> = promised.split_whitespace().map(str::to_owned).collect();
+    assert_eq!(shown, promised);
+
+    // Taken all together the choices contradict each other, but each key is one that the programs know.
+    let problems = WorkerConfig::from_table(table).map_or_else(|problems| problems.0, |_| Vec::new());
+    let unknown: Vec<_> = problems.iter().filter(|problem| problem.contains("is not a key")).collect();
+    assert!(unknown.is_empty(), "{unknown:#?}");
 }

@@ -1,0 +1,205 @@
+//! The demo: the main job, told as a story, by the real receiver and the real worker.
+//!
+//! In: a Postgres. Out: what happens, as it happens, and at the end what the outbox, Jira and Slack hold. Paddle, Jira and
+//! Slack are the stand-ins of this crate; everything else is what runs in production. Each scene checks what it tells; the
+//! first thing that is not so ends the demo with status 1 and the last lines of the services' logs.
+//!
+//! It works in a database of its own and leaves nothing behind: no process, no table, no file. Only after a failure the
+//! logs stay, and their folder is named.
+
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use oarlock_sandbox::paddle::ClassicSigner;
+use oarlock_sandbox::{Options, Sandbox};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::database::Database;
+use self::service::{Folder, Service};
+use self::stage::Stage;
+use self::voice::{Voice, readable};
+use crate::send;
+
+mod database;
+mod service;
+mod stage;
+mod story;
+mod vectors;
+mod voice;
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Leave everything running after the story, until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+    /// A Postgres in which the demo may make a database, or else a schema, of its own.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    database_url: String,
+}
+
+pub(crate) async fn run(demo: Demo) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut interrupts = Interrupts::new()?;
+    let voice = Voice::new();
+    voice.title("Oarlock by itself: Paddle's alerts become invitations and access");
+    let database = Database::make(&demo.database_url).await?;
+    voice.line("Postgres", &database.to_string());
+    let performed = perform(&demo, &voice, &database, &mut interrupts, started).await;
+    let gone = database.drop_it().await;
+    performed.and(gone)
+}
+
+/// From the start of the services to their end.
+async fn perform(
+    demo: &Demo,
+    voice: &Voice,
+    database: &Database,
+    interrupts: &mut Interrupts,
+    started: Instant,
+) -> anyhow::Result<()> {
+    let folder = Folder::make()?;
+    let sandbox = Sandbox::start(Options::default()).await?;
+    voice.line("sandbox", &format!("{} plays Jira Cloud, Slack and Paddle's API", sandbox.url()));
+    let signer = ClassicSigner::cached().context("failed to make the key for Classic alerts")?;
+    let settings = settings(database, &sandbox, &signer);
+    let mut receiver = Service::start("oarlock-receiver", &folder, &settings)?;
+    let mut worker = Service::start("oarlock-worker", &folder, &settings)?;
+
+    let (receiver_ready, worker_ready) = (receiver.ready(), worker.ready());
+    let story = async {
+        let (receiver, worker) = tokio::try_join!(receiver_ready, worker_ready)?;
+        let addresses = Addresses {
+            webhook: format!("http://{}/paddle", receiver.listener.as_deref().unwrap_or_default()),
+            receiver: format!("http://{}", receiver.admin),
+            worker: format!("http://{}", worker.admin),
+        };
+        voice.line("receiver", &format!("takes alerts at {}", addresses.webhook));
+        voice.line("worker", &format!("finds work in Postgres; all ready after {}", readable(started.elapsed())));
+        let stage = Stage::new(voice, &sandbox, database.pool().await?, &addresses.webhook, signer)?;
+        story::tell(&stage).await?;
+        voice.title(&format!(
+            "All of it so: {} things checked, {} in all",
+            stage.checks(),
+            readable(started.elapsed())
+        ));
+        anyhow::Ok(addresses)
+    };
+    let mut ended = tokio::select! {
+        told = story => told.map(Some),
+        name = interrupts.next() => Err(anyhow!("ended by {name}")),
+        error = receiver.ends() => Err(error),
+        error = worker.ends() => Err(error),
+    };
+    if let (true, Ok(Some(addresses))) = (demo.keep, &ended) {
+        look_around(voice, database, &sandbox, addresses, &folder);
+        ended = tokio::select! {
+            _ = interrupts.next() => Ok(None),
+            error = receiver.ends() => Err(error),
+            error = worker.ends() => Err(error),
+        };
+    }
+
+    if ended.is_err() {
+        receiver.last_words(voice);
+        worker.last_words(voice);
+    }
+    let (received, worked) = tokio::join!(receiver.stop(voice), worker.stop(voice));
+    let result = ended.and(received).and(worked);
+    if result.is_ok() {
+        folder.remove();
+    }
+    result
+}
+
+/// Where the services listen.
+struct Addresses {
+    webhook: String,
+    receiver: String,
+    worker: String,
+}
+
+/// The configuration of both services, as the environment says it. Retries come quickly: the story has half a minute.
+fn settings(database: &Database, sandbox: &Sandbox, signer: &ClassicSigner) -> Vec<(&'static str, String)> {
+    let text = str::to_owned;
+    vec![
+        ("OARLOCK_DATABASE__URL", text(database.url())),
+        ("OARLOCK_DATABASE__MAX_CONNECTIONS", text("6")),
+        ("OARLOCK_RECEIVER__LISTEN", text("127.0.0.1:0")),
+        ("OARLOCK_RECEIVER__ADMIN_LISTEN", text("127.0.0.1:0")),
+        ("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", json!([vectors::PUBLIC_KEY, signer.public_key_pem()]).to_string()),
+        (
+            "OARLOCK_PADDLE__BILLING__WEBHOOK_SECRETS",
+            json!([vectors::BILLING.secret(), send::WEBHOOK_SECRET]).to_string(),
+        ),
+        ("OARLOCK_PADDLE__BILLING__API_URL", sandbox.paddle_url()),
+        ("OARLOCK_PADDLE__BILLING__API_KEY", text("pdl_sdbx_apikey_sandbox")),
+        ("OARLOCK_WORKER__ADMIN_LISTEN", text("127.0.0.1:0")),
+        ("OARLOCK_WORKER__RETRY_BASE", text("200ms")),
+        ("OARLOCK_WORKER__RETRY_CAP", text("1s")),
+        ("OARLOCK_WORKER__SHUTDOWN_GRACE", text("5s")),
+        ("OARLOCK_JIRA__EDITION", text("cloud")),
+        ("OARLOCK_JIRA__BASE_URL", sandbox.jira_cloud_url()),
+        ("OARLOCK_JIRA__USER", text("bot@acme.example")),
+        ("OARLOCK_JIRA__TOKEN", text("jira-token")),
+        ("OARLOCK_JIRA__SERVICE_DESK_ID", text(story::SERVICE_DESK)),
+        ("OARLOCK_JIRA__ACCESS", json!([{ "plans": ["*"], "group": story::GROUP }]).to_string()),
+        ("OARLOCK_SLACK__BASE_URL", sandbox.slack_url()),
+        ("OARLOCK_SLACK__TOKEN", text(story::SLACK_TOKEN)),
+        ("OARLOCK_SLACK__TEAM_ID", text("T1")),
+        ("OARLOCK_SLACK__CHANNEL_IDS", text("C1")),
+    ]
+}
+
+fn look_around(voice: &Voice, database: &Database, sandbox: &Sandbox, at: &Addresses, folder: &Folder) {
+    let (psql, sandbox) = (database.psql(), sandbox.url());
+    let (webhook, receiver, worker) = (&at.webhook, &at.receiver, &at.worker);
+    let program = std::env::current_exe().map_or_else(|_| "oarlock-sandbox".to_owned(), |it| it.display().to_string());
+    let logs = folder.path().display();
+    voice.title("Everything still runs. Look around, and end it with Ctrl-C");
+    voice.text(&format!(
+        "\
+The outbox:
+  {psql}
+    select alert_name, status, email, received_at, last_error from outbox order by id;
+    select kind, email, status, outcome, attempts, last_error from outbox_action order by created_at;
+    select * from access;         -- who pays for what, and what they were given
+
+What the services and the vendors say:
+  curl {receiver}/metrics
+  curl {worker}/metrics
+  curl {sandbox}/control/state
+  tail -f {logs}/*.log
+
+Another customer, and another bad day of Slack's:
+  {program} send --to {webhook} subscription_created --email you@example.com --subscription 2001
+  curl {sandbox}/control/slack/faults -H 'content-type: application/json' -d '{{\"status\": 503, \"times\": 3}}'"
+    ));
+}
+
+/// Whatever asks a program to end. Ctrl-C reaches the demo alone; it ends the services.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Interrupts {
+    fn new() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("failed to listen for signals");
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hang_up: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
+}

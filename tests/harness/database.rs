@@ -1,0 +1,75 @@
+//! A database of its own for each test, in the cluster that `DATABASE_URL` names.
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use uuid::Uuid;
+
+/// A database that is gone when the test is over.
+#[derive(Debug)]
+pub struct Database {
+    name: String,
+    url: String,
+    cluster: String,
+    pool: PgPool,
+}
+
+impl Database {
+    /// Creates an empty one.
+    pub async fn create() -> Self {
+        let cluster = std::env::var("DATABASE_URL")
+            .expect("DATABASE_URL names a Postgres in which databases may be made: run `make test`, or tests/with-postgres COMMAND");
+        let name = format!("oarlock_test_{}", Uuid::now_v7().simple());
+        let mut connection = PgConnection::connect(&cluster).await.expect("the cluster can be reached");
+        execute(&mut connection, format!("create database {name}")).await;
+        let options: PgConnectOptions = cluster.parse().expect("connected with it above");
+        let options = options.database(&name);
+        let url = options.to_url_lossy().to_string();
+        let pool = PgPoolOptions::new().max_connections(5).connect_lazy_with(options);
+        Self { name, url, cluster, pool }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Runs a statement in the cluster's own database: `{}` is this one's name.
+    pub async fn administer(&self, statement: &str) {
+        let mut connection = PgConnection::connect(&self.cluster).await.expect("the cluster can be reached");
+        execute(&mut connection, statement.replace("{}", &self.name)).await;
+    }
+
+    /// Takes the database away: nobody can connect, and who is connected is cut off.
+    pub async fn goes_away(&self) {
+        self.administer("alter database {} allow_connections false").await;
+        self.administer("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'").await;
+    }
+
+    pub async fn comes_back(&self) {
+        self.administer("alter database {} allow_connections true").await;
+    }
+}
+
+async fn execute(connection: &mut PgConnection, statement: String) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.expect("the statement is right");
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // Not on the test's runtime, which may be ending.
+        let (cluster, name) = (self.cluster.clone(), self.name.clone());
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+            runtime.block_on(async {
+                if let Ok(mut connection) = PgConnection::connect(&cluster).await {
+                    let statement = format!("drop database if exists {name} with (force)");
+                    let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await;
+                }
+            });
+        });
+        let _ = dropping.join();
+    }
+}
