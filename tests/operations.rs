@@ -1,1 +1,500 @@
+//! What operators do and see: replay and pauses by SQL, stops and starts, wrong configuration, a database that comes and goes.
 
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use oarlock_sandbox::paddle::Classic;
+use oarlock_sandbox::{Edition, Fault, Service};
+use oarlock_tests::{Database, Oarlock, Process, Settings};
+use uuid::Uuid;
+
+const ANN: &str = "ann@example.com";
+
+/// A system with a dead Slack action, whose cause is mended.
+async fn with_a_dead_letter() -> Oarlock {
+    let oarlock = Oarlock::start().await;
+    oarlock.slack().fail(Fault::slack_error("user_disabled"));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "dead");
+    oarlock.slack().clear_faults();
+    oarlock
+}
+
+async fn is_done(oarlock: &Oarlock, replayed: Instant) {
+    oarlock.sees("Slack is called", |sandbox| sandbox.slack().invited(ANN)).await;
+    assert!(replayed.elapsed() < Duration::from_millis(900), "the worker was not woken: {:?}", replayed.elapsed());
+    oarlock.settles().await;
+    assert_eq!(oarlock.actions().await, ["jira_invite done invited", "slack_invite done invited"]);
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
+    assert_eq!(oarlock.jira().invited(ANN), 1, "what was done is not done again");
+    assert_eq!(oarlock.value::<i64>("select count(*) from dead_letter").await, 0);
+}
+
+#[tokio::test]
+async fn a_dead_letter_says_what_is_needed_to_judge_it() {
+    let oarlock = with_a_dead_letter().await;
+    let row: String = oarlock
+        .value(
+            "select concat_ws(' | ', alert_name, kind, email, destination, attempts, last_error, first_try = last_try, first_try < now())
+             from dead_letter",
+        )
+        .await;
+    assert!(row.starts_with("payment_succeeded | slack_invite | ann@example.com | slack | 1 | "), "{row}");
+    assert!(row.contains("user_disabled") && row.ends_with("t | t"), "{row}");
+}
+
+#[tokio::test]
+async fn a_plain_update_replays() {
+    let oarlock = with_a_dead_letter().await;
+    let replayed = Instant::now();
+    let rows = oarlock.sql("update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'").await;
+    assert_eq!(rows, 1);
+    is_done(&oarlock, replayed).await;
+}
+
+#[tokio::test]
+async fn a_plain_update_of_the_alert_replays() {
+    let oarlock = with_a_dead_letter().await;
+    let replayed = Instant::now();
+    oarlock.sql("update outbox set status = 'pending' where status = 'dead'").await;
+    is_done(&oarlock, replayed).await;
+}
+
+#[tokio::test]
+async fn replay_takes_an_action_or_an_alert() {
+    for id in ["select id from outbox_action where status = 'dead'", "select id from outbox"] {
+        let oarlock = with_a_dead_letter().await;
+        let id: Uuid = oarlock.value(id).await;
+        let replayed = Instant::now();
+        let rows: i32 = sqlx::query_scalar("select replay($1)").bind(id).fetch_one(oarlock.pool()).await.unwrap();
+        assert_eq!(rows, 1);
+        is_done(&oarlock, replayed).await;
+    }
+    let oarlock = with_a_dead_letter().await;
+    assert_eq!(oarlock.value::<i32>("select replay('01890000-0000-7000-8000-000000000000')").await, 0);
+}
+
+#[tokio::test]
+async fn replay_dead_letters_by_destination_time_and_number() {
+    let oarlock = with_a_dead_letter().await;
+    let replay = "select replay_dead_letters(destination => 'jira', since => now() - interval '1 day', max_rows => 500)";
+    assert_eq!(oarlock.value::<i32>(replay).await, 0);
+    assert_eq!(oarlock.value::<i32>("select replay_dead_letters(since => now())").await, 0);
+    assert_eq!(oarlock.value::<i32>("select replay_dead_letters(max_rows => 0)").await, 0);
+    let replayed = Instant::now();
+    assert_eq!(oarlock.value::<i32>("select replay_dead_letters()").await, 1);
+    is_done(&oarlock, replayed).await;
+}
+
+#[tokio::test]
+async fn discard_ends_a_dead_letter_without_running_it() {
+    let oarlock = with_a_dead_letter().await;
+    let calls = oarlock.sandbox.calls().len();
+    assert!(sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.pool()).await.is_err(), "a reason is wanted");
+    assert_eq!(oarlock.value::<i32>("select discard(id, 'asked to be forgotten') from outbox_action where status = 'dead'").await, 1);
+    let row = "select concat_ws(' ', o.status, a.status, a.last_error) from outbox o join outbox_action a on a.outbox_id = o.id where kind = 'slack_invite'";
+    let row: String = oarlock.value(row).await;
+    assert!(row.starts_with("done discarded discarded: asked to be forgotten (was: "), "{row}");
+    assert_eq!(oarlock.sandbox.calls().len(), calls);
+}
+
+/// An alert that could not be planned, or needed nothing as it was configured then, is planned again.
+#[tokio::test]
+async fn replay_plans_again_what_came_to_nothing() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::named("locker_processed", ANN)).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "ignored");
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_ROUTES__LOCKER_PROCESSED", "slack_invite");
+    oarlock.start_worker().await;
+    assert_eq!(oarlock.value::<i32>("select replay(id) from outbox").await, 1);
+    oarlock.settles().await;
+    assert_eq!(oarlock.actions().await, ["slack_invite done invited"]);
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
+}
+
+/// The schema itself refuses what would be nonsense.
+#[tokio::test]
+async fn bad_states_cannot_be_written() {
+    let oarlock = with_a_dead_letter().await;
+    for statement in [
+        "update outbox set status = 'finished'",
+        "update outbox set status = 'done', finished_at = null",
+        "update outbox set email = 'Ann@example.com'",
+        "update outbox set source = 'stripe'",
+        "update outbox_action set kind = 'jira_delete'",
+        "update outbox_action set destination = 'jira'",
+        "update outbox_action set status = 'running'",
+        "update outbox_action set outcome = 'invited' where status = 'dead'",
+        "update outbox_action set last_error = null where status = 'dead'",
+        "update outbox_action set attempts = -1",
+        "update outbox_action set customer_id = 'ctm_1'",
+        "update destination set name = 'stripe' where name = 'jira'",
+        "insert into outbox select (jsonb_populate_record(o, '{\"id\":\"01890000-0000-7000-8000-000000000000\"}')).* from outbox o",
+    ] {
+        assert!(sqlx::query(statement).execute(oarlock.pool()).await.is_err(), "{statement}");
+    }
+}
+
+#[tokio::test]
+async fn a_pause_by_hand_holds_and_ends_at_once() {
+    let oarlock = Oarlock::start().await;
+    oarlock.sql("update destination set paused_until = 'infinity', paused_reason = 'maintenance' where name = 'jira'").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.sees("Slack is called", |sandbox| sandbox.slack().invited(ANN)).await;
+    oarlock.until("Slack is recorded", "select count(*) = 1 from outbox_action where status = 'done'").await;
+    assert!(oarlock.sandbox.calls().iter().all(|call| call.service == Service::Slack));
+    assert_eq!(oarlock.worker().metric("oarlock_destination_paused{destination=\"jira\"}").await, Some(1.0));
+    let resumed = Instant::now();
+    oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
+    oarlock.sees("Jira is called", |sandbox| sandbox.jira_cloud().invited(ANN) == 1).await;
+    assert!(resumed.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn bad_configuration_is_said_all_at_once() {
+    let oarlock = Settings::default()
+        .set("OARLOCK_RECEIVER__LISTEN", "nowhere")
+        .set("OARLOCK_PADDLE__BILLING__TOLERANCE", "soon")
+        .set("OARLOCK_WORKER__LEASE", "1s")
+        .set("OARLOCK_JIRA__EDITION", "server")
+        .set("OARLOCK_SLACK__TOKEN_FILE", "/nowhere/hunter2")
+        .set("OARLOCK_SLACK__TYPO", "x")
+        .prepare(Database::create().await)
+        .await;
+    for program in ["oarlock-receiver", "oarlock-worker"] {
+        let Exited { code, output } = run(&oarlock, program, &[]).await;
+        assert_eq!(code, Some(2), "{output}");
+        for key in ["receiver.listen", "paddle.billing.tolerance", "worker.lease", "jira.edition", "slack.typo", "slack.token"] {
+            assert_eq!(output.lines().filter(|line| line.starts_with(key)).count(), 1, "{key}\n{output}");
+        }
+        assert!(!output.contains(oarlock_sandbox::SLACK_TOKEN), "{output}");
+    }
+    // Keys that only the program itself can judge.
+    let oarlock = Settings::default().set("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", "nonsense").prepare(Database::create().await).await;
+    let Exited { code, output } = run(&oarlock, "oarlock-receiver", &[]).await;
+    assert!(code == Some(2) && output.contains("paddle.classic.public_keys"), "{output}");
+    let missing = run(&oarlock, "oarlock-worker", &["--config", "/nowhere/oarlock.toml"]).await;
+    assert!(missing.code == Some(2) && missing.output.contains("/nowhere/oarlock.toml"), "{}", missing.output);
+}
+
+struct Exited {
+    code: Option<i32>,
+    output: String,
+}
+
+async fn run(oarlock: &Oarlock, program: &str, arguments: &[&str]) -> Exited {
+    let exit = oarlock.spawn(program, arguments).ends().await;
+    Exited { code: exit.code, output: exit.output }
+}
+
+#[tokio::test]
+async fn help_and_version() {
+    let oarlock = Settings::default().prepare(Database::create().await).await;
+    for program in ["oarlock-receiver", "oarlock-worker"] {
+        let version = run(&oarlock, program, &["--version"]).await;
+        assert_eq!((version.code, version.output), (Some(0), format!("{program} {}", env!("CARGO_PKG_VERSION"))));
+        let help = run(&oarlock, program, &["--help"]).await;
+        assert!(help.code == Some(0) && help.output.contains("--config"), "{}", help.output);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_comes_late_is_waited_for() {
+    let database = Database::create().await;
+    database.goes_away().await;
+    let mut oarlock = Settings::default().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "300ms").prepare(database).await;
+    let receiver = oarlock.spawn("oarlock-receiver", &[]);
+    let worker = oarlock.spawn("oarlock-worker", &[]);
+    for process in [&receiver, &worker] {
+        process.says("that it waits", |line| line["message"].as_str().is_some_and(|text| text.contains("not migrated yet"))).await;
+        assert_eq!(process.admin("/healthz").await.0, 200);
+        assert_eq!(process.admin("/readyz").await.0, 503);
+    }
+    oarlock.receivers.push(receiver);
+    oarlock.workers.push(worker);
+    let reply = oarlock.posts(&Classic::payment_succeeded(ANN).signed_by(&oarlock.signer)).await;
+    assert!(reply.status == 503 && reply.took < Duration::from_millis(700), "{reply:?}");
+    oarlock.database.comes_back().await;
+    oarlock.receiver().ready().await;
+    oarlock.worker().ready().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN));
+}
+
+#[tokio::test]
+async fn a_database_that_goes_away_is_waited_for() {
+    let oarlock = Settings::default().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "300ms").start().await;
+    // In the middle of a call: its result has to wait as well.
+    oarlock.slack().fail(Fault::hang().times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("Jira is done", "select count(*) = 1 from outbox_action where status = 'done'").await;
+    oarlock.sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    oarlock.database.goes_away().await;
+    oarlock.slack().clear_faults();
+    oarlock.sees("Slack has invited", |sandbox| sandbox.slack().invited(ANN)).await;
+    let reply = oarlock.posts(&Classic::payment_succeeded("bob@example.com").signed_by(&oarlock.signer)).await;
+    assert_eq!(reply.status, 503);
+    oarlock.worker().says("that results wait", |line| line["message"].as_str().is_some_and(|text| text.contains("results wait"))).await;
+    oarlock.database.comes_back().await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.actions().await, ["jira_invite done invited", "slack_invite done invited"]);
+    assert_eq!(oarlock.slack().invitation_count(ANN), 1, "the result was kept, not the call repeated");
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited("bob@example.com"));
+}
+
+#[tokio::test]
+async fn a_stopping_worker_lets_calls_finish() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.slack().fail(Fault::delay(Duration::from_millis(400)).times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.sees("Slack is called", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    let exit = oarlock.workers.remove(0).stops().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    assert_eq!(oarlock.value::<String>("select outcome from outbox_action where kind = 'slack_invite'").await, "invited");
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'running'").await, 0);
+}
+
+#[tokio::test]
+async fn a_stopping_worker_hands_back_what_does_not_finish_in_time() {
+    let mut oarlock = Settings::default().set("OARLOCK_WORKER__SHUTDOWN_GRACE", "200ms").start().await;
+    oarlock.slack().fail(Fault::hang().times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("Jira is done", "select count(*) = 1 from outbox_action where status = 'done'").await;
+    oarlock.sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    let exit = oarlock.workers.remove(0).stops().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    let row = "select concat_ws(' ', status, attempts, claim_token, run_at <= now()) from outbox_action where kind = 'slack_invite'";
+    assert_eq!(oarlock.value::<String>(row).await, "pending 0 t");
+    oarlock.slack().clear_faults();
+    oarlock.start_worker().await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN));
+}
+
+#[tokio::test]
+async fn a_stopping_receiver_answers_what_it_has_accepted() {
+    let mut oarlock = Oarlock::start().await;
+    let mut lock = oarlock.pool().begin().await.unwrap();
+    sqlx::query("lock table outbox in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let (webhook, signer) = (oarlock.webhook(), oarlock.signer.clone());
+    let posting = tokio::spawn(async move {
+        let alert = Classic::payment_succeeded(ANN).signed_by(&signer);
+        oarlock_sandbox::paddle::Sender::new().post(&webhook, &alert).await.unwrap()
+    });
+    // It is there when its statement waits for the lock.
+    let waiting = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and query like '%insert into outbox%' and datname = current_database()";
+    oarlock.until("the alert waits for the lock", waiting).await;
+    let receiver = oarlock.receivers.remove(0);
+    receiver.signal(Signal::SIGTERM);
+    receiver.says("that it stops", |line| line["message"] == "stopping").await;
+    lock.commit().await.unwrap();
+    assert_eq!(posting.await.unwrap().status, 200);
+    let exit = receiver.ends().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox").await, 1);
+}
+
+/// An idle connection that stays open does not keep a stopping receiver.
+#[tokio::test]
+async fn a_stopping_receiver_does_not_wait_for_idle_connections() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    let stopping = Instant::now();
+    let exit = oarlock.receivers.remove(0).stops().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    assert!(stopping.elapsed() < Duration::from_secs(3), "it took {:?}", stopping.elapsed());
+}
+
+#[tokio::test]
+async fn migrate_applies_what_is_pending_and_says_so() {
+    let oarlock = Settings::default().set("OARLOCK_DATABASE__MIGRATE", "false").prepare(Database::create().await).await;
+    let worker = oarlock.spawn("oarlock-worker", &[]);
+    worker.says("where it listens", |line| line.get("admin_address").is_some()).await;
+    let (status, body) = worker.admin("/readyz").await;
+    assert_eq!((status, body.as_str()), (503, "the database is not migrated\n"));
+    // Two at once: one does the work, the other waits for it.
+    let (one, other) = tokio::join!(run(&oarlock, "oarlock-worker", &["migrate"]), run(&oarlock, "oarlock-worker", &["migrate"]));
+    assert_eq!((one.code, other.code), (Some(0), Some(0)), "{}{}", one.output, other.output);
+    worker.ready().await;
+    assert_eq!(worker.stops().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn doctor_tells_what_is_wrong() {
+    for edition in [Edition::Cloud, Edition::DataCenter] {
+        let oarlock = Settings::default().jira(edition).start().await;
+        let well = run(&oarlock, "oarlock-worker", &["doctor"]).await;
+        assert_eq!(well.code, Some(0), "{}", well.output);
+        assert!(well.output.lines().count() >= 5 && well.output.lines().all(|line| line.starts_with("ok ")), "{}", well.output);
+        let calls = oarlock.sandbox.calls();
+        let is_read_only = |call: &oarlock_sandbox::Call| call.method == "GET" || call.is("POST", "/auth.test");
+        assert!(calls.iter().all(is_read_only), "{calls:#?}");
+    }
+    let oarlock = Oarlock::start().await;
+    let check = async |what: &str| {
+        let ill = run(&oarlock, "oarlock-worker", &["doctor"]).await;
+        assert_eq!(ill.code, Some(1), "{}", ill.output);
+        let line = ill.output.lines().find(|line| line.starts_with("FAIL")).unwrap_or_default();
+        assert!(line.contains(what), "{what}\n{}", ill.output);
+    };
+    oarlock.jira().delete_group("commercial-support");
+    check("commercial-support").await;
+    oarlock.jira().create_group("commercial-support");
+    oarlock.jira().set_token("another");
+    check("jira").await;
+    oarlock.jira().set_token(oarlock_sandbox::JIRA_CLOUD_TOKEN);
+    oarlock.slack().set_token("another");
+    check("invalid_auth").await;
+    oarlock.slack().set_token(oarlock_sandbox::SLACK_TOKEN);
+    oarlock.sql("delete from _sqlx_migrations").await;
+    check("oarlock-worker migrate").await;
+}
+
+#[tokio::test]
+async fn metrics_have_the_promised_names() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.settles().await;
+    let (_, receiver) = oarlock.receiver().admin("/metrics").await;
+    let (_, worker) = oarlock.worker().admin("/metrics").await;
+    for sample in [
+        "oarlock_alerts_total{alert_name=\"subscription_created\",result=\"stored\",source=\"classic\"} 1",
+        "oarlock_ack_seconds_count 1",
+        "oarlock_build_info{version=\"0.1.0\"} 1",
+    ] {
+        assert!(receiver.contains(sample), "{sample}\n{receiver}");
+    }
+    for sample in [
+        "oarlock_actions_total{kind=\"jira_access\",result=\"done\"} 1",
+        "oarlock_call_seconds_count{destination=\"jira\"} 2",
+        "oarlock_outbox_alerts{status=\"done\"} 1",
+        "oarlock_actions{destination=\"slack\",status=\"pending\"} 0",
+        "oarlock_oldest_due_seconds{destination=\"jira\"} 0",
+        "oarlock_destination_paused{destination=\"slack\"} 0",
+        "oarlock_access_drift 0",
+        "oarlock_access_drift_oldest_seconds 0",
+        "oarlock_build_info{version=\"0.1.0\"} 1",
+    ] {
+        assert!(worker.contains(sample), "{sample}\n{worker}");
+    }
+    for text in [receiver, worker] {
+        assert!(!text.contains("example.com") && !text.contains(oarlock_sandbox::SLACK_TOKEN));
+    }
+}
+
+#[tokio::test]
+async fn finished_alerts_go_when_their_time_is_over_and_dead_ones_stay() {
+    let mut oarlock = with_a_dead_letter().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.paddle_sends(&Classic::named("transfer_paid", ANN)).await;
+    oarlock.settles().await;
+    oarlock.sql("update outbox set finished_at = finished_at - interval '91 days'").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("eve@example.com")).await;
+    oarlock.settles().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.start_worker().await;
+    oarlock.until("they are gone", "select count(*) = 2 from outbox").await;
+    let left = "select string_agg(email || ' ' || status, ', ' order by id) from outbox";
+    assert_eq!(oarlock.value::<String>(left).await, "ann@example.com dead, eve@example.com done");
+}
+
+/// An alert that Postgres does not take at planning is buried, and holds up nobody.
+#[tokio::test]
+async fn an_alert_that_cannot_be_planned_holds_up_nobody() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("eve@example.com")).await;
+    oarlock.sql("alter table subscription add constraint trap check (subscription_id <> '1')").await;
+    oarlock.start_worker().await;
+    oarlock.settles().await;
+    let rows = "select string_agg(alert_name || ' ' || status, ', ' order by id) from outbox";
+    assert_eq!(oarlock.value::<String>(rows).await, "payment_succeeded done, subscription_created dead, payment_succeeded done");
+    assert!(oarlock.value::<String>("select last_error from outbox where status = 'dead'").await.contains("failed to plan it"));
+    oarlock.sql("alter table subscription drop constraint trap").await;
+    oarlock.sql("select replay(id) from outbox where status = 'dead'").await;
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN));
+}
+
+/// An action whose worker vanishes in every attempt is buried when it is claimed once more.
+#[tokio::test]
+async fn an_action_that_kills_its_workers_is_buried() {
+    let mut oarlock = Settings::default()
+        .set("OARLOCK_WORKER__MAX_ATTEMPTS", "2")
+        .set("OARLOCK_WORKER__LEASE", "500ms")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "400ms")
+        .set("OARLOCK_WORKER__POLL_INTERVAL", "100ms")
+        .without("jira")
+        .start()
+        .await;
+    oarlock.slack().fail(Fault::hang());
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    for attempt in 1..=2 {
+        oarlock
+            .sees("the call hangs", |sandbox| sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").len() == attempt)
+            .await;
+        oarlock.workers.remove(0).dies().await;
+        oarlock.start_worker().await;
+    }
+    oarlock.settles().await;
+    let row = "select concat_ws(' ', o.status, a.status, a.attempts, a.last_error) from outbox_action a join outbox o on o.id = a.outbox_id";
+    assert_eq!(oarlock.value::<String>(row).await, "dead dead 2 its worker vanished amid the last of 2 attempts");
+}
+
+/// Ready within a second, small when idle, and quick to act.
+#[tokio::test]
+async fn idle_it_is_small_and_quick() {
+    let starting = Instant::now();
+    let oarlock = Settings::default().start_on(Database::create().await).await;
+    let started = starting.elapsed();
+    let mut waits = Vec::new();
+    for number in 0..21 {
+        let email = format!("c{number}@example.com");
+        oarlock.paddle_sends(&Classic::payment_succeeded(&email)).await;
+        let answered = Instant::now();
+        oarlock.sees("Slack is called", |sandbox| sandbox.slack().invited(&email)).await;
+        let calls = oarlock.sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite");
+        waits.push(calls.last().unwrap().started.saturating_duration_since(answered));
+        oarlock.settles().await;
+    }
+    waits.sort();
+    // The goals (20 ms, 30 MiB, 1 s) are for an optimised build; this one is held to what shows that nobody waits for a poll.
+    assert!(waits[10] < Duration::from_millis(250), "from the answer to Slack's call: {waits:?}");
+    assert!(started < Duration::from_secs(10), "started in {started:?}");
+    for process in [oarlock.receiver(), oarlock.worker()] {
+        assert!(process.resident_mib() < 60.0, "{} MiB", process.resident_mib());
+    }
+}
+
+/// Without notifications everything happens, a poll later.
+#[tokio::test]
+async fn the_poll_alone_is_enough() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__POLL_INTERVAL", "100ms").start().await;
+    oarlock.sql("update destination set paused_until = 'infinity'").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("it is planned", "select count(*) = 2 from outbox_action").await;
+    // Neither trigger fires in replica mode, so nobody is notified.
+    let mut session = oarlock.pool().acquire().await.unwrap();
+    sqlx::raw_sql("set session_replication_role = replica; update destination set paused_until = null; reset session_replication_role")
+        .execute(&mut *session)
+        .await
+        .unwrap();
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN));
+}
+
+/// Whatever a program prints on its way up is for a machine to read.
+#[tokio::test]
+async fn logs_are_json_where_nobody_watches() {
+    let oarlock = Oarlock::start().await;
+    let process: &Process = oarlock.worker();
+    assert!(process.logs().lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{}", process.logs());
+}

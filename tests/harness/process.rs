@@ -114,23 +114,15 @@ impl Process {
         lines.into_iter().filter_map(|line| serde_json::from_str(&line).ok())
     }
 
-    /// The address it says it listens on. Only once it is ready.
+    /// The address it says it listens on. Only once it does.
     pub fn address(&self) -> String {
-        self.said("address")
-    }
-
-    pub fn admin_address(&self) -> String {
-        self.said("admin_address")
-    }
-
-    fn said(&self, name: &str) -> String {
-        let line = self.parsed().find(|line| line.get(name).is_some()).expect("it is ready");
-        line[name].as_str().expect("a text").to_owned()
+        let line = self.parsed().find(|line| line.get("address").is_some()).expect("it listens");
+        line["address"].as_str().expect("a text").to_owned()
     }
 
     /// GET on its admin listener.
     pub async fn admin(&self, path: &str) -> (u16, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.admin_address())).await.expect("the admin listener answers");
+        let answer = reqwest::get(format!("http://{}{path}", self.field("admin_address").await)).await.expect("the admin listener answers");
         (answer.status().as_u16(), answer.text().await.expect("a text"))
     }
 

@@ -204,6 +204,21 @@ pub async fn keep_address(
     .map(drop)
 }
 
+/// Whether the address of the customer that a look-up is for was learnt after the look-up was meant to be made.
+///
+/// # Errors
+/// When the database is away.
+pub async fn is_answered(pool: &PgPool, claim: &Claim) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (
+             select from billing_customer c join outbox_action a on a.customer_id = c.customer_id
+             where a.id = $1 and c.as_of >= a.due_at) as "is_answered!""#,
+        claim.id()
+    )
+    .fetch_one(pool)
+    .await
+}
+
 /// An address as the ledger keeps it, lower-cased; none if it is none that can be acted for.
 pub fn usable_address(text: &str) -> Option<String> {
     crate::received::email(text)

@@ -11,33 +11,52 @@ use toml::{Table, Value};
 pub(super) fn overlay(table: &mut Table, environment: &BTreeMap<String, String>) {
     // The general name first: the more particular OARLOCK_DATABASE__URL overrules it.
     if let Some(url) = environment.get("DATABASE_URL").filter(|url| !url.is_empty()) {
-        set(table, &["database".to_owned(), "url".to_owned()], url);
+        let path = ["database".to_owned(), "url".to_owned()];
+        make_way(table, &path);
+        set(table, &path, url);
     }
-    for (name, value) in environment {
-        let Some(key) = name.strip_prefix("OARLOCK_") else { continue };
-        if !key.contains("__") || value.is_empty() {
-            continue;
-        }
-        let path: Vec<String> = key.split("__").map(str::to_ascii_lowercase).collect();
+    let variables: Vec<(Vec<String>, &String)> = environment
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .filter_map(|(name, value)| Some((name.strip_prefix("OARLOCK_")?, value)))
+        .filter(|(key, _)| key.contains("__"))
+        .map(|(key, value)| (key.split("__").map(str::to_ascii_lowercase).collect(), value))
+        .collect();
+    // All make way before any is set: two spellings of a secret in the same environment are a mistake to be told.
+    for (path, _) in &variables {
+        make_way(table, path);
+    }
+    for (path, value) in variables {
         set(table, &path, value);
     }
 }
 
+/// A secret given here replaces the file's, in whichever of its two spellings that was written.
+fn make_way(table: &mut Table, path: &[String]) {
+    let Some((parent, key)) = parent(table, path) else { return };
+    for sibling in siblings(key) {
+        parent.remove(&sibling);
+    }
+}
+
 fn set(table: &mut Table, path: &[String], value: &str) {
-    let (key, parents) = path.split_last().expect("a split has at least one part");
+    if let Some((parent, key)) = parent(table, path) {
+        parent.insert(key.to_owned(), parse(value));
+    }
+}
+
+/// The table in which the path's last key belongs, made if it is not there.
+fn parent<'t, 'k>(table: &'t mut Table, path: &'k [String]) -> Option<(&'t mut Table, &'k str)> {
+    let (key, parents) = path.split_last()?;
     let mut at = table;
     for parent in parents {
         let entry = at.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
         if !entry.is_table() {
             *entry = Value::Table(Table::new());
         }
-        at = entry.as_table_mut().expect("made a table above");
+        at = entry.as_table_mut()?;
     }
-    // A secret given here replaces the file's, in whichever of its two forms that was written.
-    for sibling in siblings(key) {
-        at.remove(&sibling);
-    }
-    at.insert(key.clone(), parse(value));
+    Some((at, key))
 }
 
 /// The other spelling of a secret: `token` and `token_file`, `public_keys` and `public_key_files`.
