@@ -159,18 +159,19 @@ create table customer (
   constraint customer_email_lower_case check (email !~ '[A-Z]')
 );
 
--- Memberships that the ledger gave. Nothing that is not here is ever taken away.
+-- Memberships of customers. Only what is 'given' or 'intended' here is ever taken away.
 create table membership (
   email    text        not null references customer (email) on delete cascade,
   -- 'group:<name>' or 'organization:<id>'
   target   text        not null,
   account  text        not null,
-  -- False between the intention and the answer: written before the call, so that a crash in between does not turn a
-  -- membership we gave into one we found.
-  given    boolean     not null default false,
+  -- 'intended' between the intention and the answer: written before the call, so that a crash in between does not turn a
+  -- membership we gave into one we found. 'found' was there before us and is not ours to take.
+  state    text        not null,
   since    timestamptz not null default clock_timestamp(),
   primary key (email, target),
-  constraint membership_target_known check (target ~ '^(group|organization):.')
+  constraint membership_target_known check (target ~ '^(group|organization):.'),
+  constraint membership_state_known check (state in ('intended', 'given', 'found'))
 );
 
 -- What a plan gives, as configured: written by the worker at start, for the view below.
@@ -219,7 +220,8 @@ with paid as (
   where s.email is not null
   group by s.email
 ), made as (
-  select email, array_agg(target order by target) as given, max(since) as since from membership where given group by email
+  select email, array_agg(target order by target) as given, max(since) as since
+  from membership where state <> 'intended' group by email
 ), both_sides as (
   select email, coalesce(p.paid, false) as paid, coalesce(p.paid_for, '{}') as paid_for, p.last_end,
          coalesce(m.given, '{}') as given, m.since as given_since,

@@ -54,9 +54,13 @@ async fn a_cancellation_with_a_date_ahead() {
     oarlock.settles().await;
     assert!(group.has(ANN) && Utc::now() < end, "what is paid for lasts until its end");
     // The removal waits where it can be seen.
-    let waiting = "select count(*) from outbox_action where kind = 'jira_access' and status = 'pending' and run_at > now()";
+    let waiting =
+        "select count(*) from outbox_action where kind = 'jira_access' and status = 'pending' and run_at > now()";
     assert_eq!(oarlock.value::<i64>(waiting).await, 1);
-    assert_eq!(oarlock.value::<String>("select status from outbox where alert_name = 'subscription_cancelled'").await, "pending");
+    assert_eq!(
+        oarlock.value::<String>("select status from outbox where alert_name = 'subscription_cancelled'").await,
+        "pending"
+    );
     oarlock.sees("the customer is out", |sandbox| !sandbox.jira_cloud().group("commercial-support").has(ANN)).await;
     let late = Utc::now() - end;
     assert!(late >= Span::seconds(-1) && late < Span::seconds(2), "out {late} after the end");
@@ -68,7 +72,11 @@ async fn an_organization_for_some_plans() {
         let rules = r#"[{"plans":["7","8"],"organization":"17"},{"plans":["9"],"group":"commercial-support"}]"#;
         let oarlock = Settings::default().jira(edition).set("OARLOCK_JIRA__ACCESS", rules).start().await;
         let (organization, group) = (oarlock.jira().organization("17"), oarlock.jira().group("commercial-support"));
-        oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").plan("7").at(Utc::now() - Span::hours(1))).await;
+        oarlock
+            .paddle_sends(
+                &Classic::subscription_created(ANN).subscription("1").plan("7").at(Utc::now() - Span::hours(1)),
+            )
+            .await;
         oarlock.settles().await;
         assert!(organization.has(ANN) && !group.has(ANN), "{}", oarlock.outbox().await);
         oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1").plan("9").old_plan("7")).await;
@@ -83,12 +91,45 @@ async fn a_member_by_hand_is_neither_counted_nor_taken() {
         let oarlock = Settings::default().jira(edition).start().await;
         let group = oarlock.jira().group("commercial-support");
         group.add_member(ANN);
-        oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+        oarlock
+            .paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1)))
+            .await;
         oarlock.settles().await;
         assert_eq!(oarlock.actions().await[1], "jira_access done unchanged");
+        assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
         oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
         oarlock.settles().await;
-        assert!(group.has(ANN), "{edition:?}: what the ledger did not give it does not take\n{}", oarlock.outbox().await);
+        assert!(
+            group.has(ANN),
+            "{edition:?}: what the ledger did not give it does not take\n{}",
+            oarlock.outbox().await
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_member_taken_out_by_hand_is_put_back_while_it_is_paid_for() {
+    let oarlock = Oarlock::start().await;
+    let group = oarlock.jira().group("commercial-support");
+    group.add_member("bob@example.com");
+    for (email, subscription) in [(ANN, "1"), ("bob@example.com", "2")] {
+        oarlock
+            .paddle_sends(
+                &Classic::subscription_created(email).subscription(subscription).at(Utc::now() - Span::hours(1)),
+            )
+            .await;
+        oarlock.settles().await;
+        group.remove_member(email);
+        oarlock
+            .paddle_sends(
+                &Classic::subscription_updated(email).subscription(subscription).at(Utc::now() - Span::minutes(9)),
+            )
+            .await;
+        oarlock.settles().await;
+        assert!(group.has(email), "{}", oarlock.outbox().await);
+        oarlock.paddle_sends(&Classic::subscription_cancelled(email).subscription(subscription).ended()).await;
+        oarlock.settles().await;
+        assert!(!group.has(email), "it was ours by then\n{}", oarlock.outbox().await);
     }
 }
 
@@ -99,7 +140,9 @@ async fn a_membership_whose_answer_was_lost_is_still_ours() {
         let oarlock = Settings::default().jira(edition).start().await;
         let group = oarlock.jira().group("commercial-support");
         oarlock.jira().fail(Fault::effect_then_reset().on("POST", "/rest/api/*/group/user").times(1));
-        oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+        oarlock
+            .paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1)))
+            .await;
         oarlock.settles().await;
         assert!(group.has(ANN));
         oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
@@ -139,8 +182,11 @@ async fn slack_down_keeps_nothing_else_and_repeats_nothing_else() {
     let oarlock = Oarlock::start().await;
     oarlock.slack().fail(Fault::status(503).times(3));
     oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
-    oarlock.until("Jira is done", "select count(*) = 2 from outbox_action where destination = 'jira' and status = 'done'").await;
-    let calls_to_jira = |oarlock: &Oarlock| oarlock.sandbox.calls().iter().filter(|call| call.service == Service::JiraCloud).count();
+    oarlock
+        .until("Jira is done", "select count(*) = 2 from outbox_action where destination = 'jira' and status = 'done'")
+        .await;
+    let calls_to_jira =
+        |oarlock: &Oarlock| oarlock.sandbox.calls().iter().filter(|call| call.service == Service::JiraCloud).count();
     let before = calls_to_jira(&oarlock);
     oarlock.settles().await;
     assert_eq!(oarlock.actions().await[2], "slack_invite done invited");
@@ -157,8 +203,12 @@ async fn billing_finds_the_address_and_serves_alike() {
     oarlock.paddle_api().set_customer("ctm_01", ANN);
     let group = oarlock.jira().group("commercial-support");
     // Billing tells each change twice, in no order.
-    oarlock.billing_sends(&Billing::subscription_activated("ctm_01").subscription("sub_1").at(Utc::now() - Span::hours(1))).await;
-    oarlock.billing_sends(&Billing::subscription_created("ctm_01").subscription("sub_1").at(Utc::now() - Span::hours(2))).await;
+    oarlock
+        .billing_sends(&Billing::subscription_activated("ctm_01").subscription("sub_1").at(Utc::now() - Span::hours(1)))
+        .await;
+    oarlock
+        .billing_sends(&Billing::subscription_created("ctm_01").subscription("sub_1").at(Utc::now() - Span::hours(2)))
+        .await;
     oarlock.settles().await;
     assert!(group.has(ANN) && oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
     assert_eq!(oarlock.slack().invitation_count(ANN), 1);
@@ -166,7 +216,10 @@ async fn billing_finds_the_address_and_serves_alike() {
     assert_eq!(oarlock.value::<i64>(addresses).await, 2);
 
     // Announced only: still in. Then it ends.
-    let announced = Billing::subscription_updated("ctm_01").subscription("sub_1").status("active").scheduled_change("cancel", Utc::now());
+    let announced = Billing::subscription_updated("ctm_01")
+        .subscription("sub_1")
+        .status("active")
+        .scheduled_change("cancel", Utc::now());
     oarlock.billing_sends(&announced.at(Utc::now() - Span::minutes(30))).await;
     oarlock.settles().await;
     assert!(group.has(ANN));
@@ -204,7 +257,10 @@ async fn what_is_not_configured_is_not_planned() {
     oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
     oarlock.settles().await;
     assert_eq!(oarlock.actions().await, ["slack_invite done invited"]);
-    assert_eq!(oarlock.value::<String>("select status from outbox where alert_name = 'subscription_updated'").await, "ignored");
+    assert_eq!(
+        oarlock.value::<String>("select status from outbox where alert_name = 'subscription_updated'").await,
+        "ignored"
+    );
 }
 
 /// After an outage a customer costs one call of a kind, however many alerts wait.
@@ -255,7 +311,9 @@ async fn the_genuine_alerts_end_where_they_should() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors");
     let key = std::fs::read_to_string(vectors.join("classic/subscription_created/public_key.pem")).unwrap();
     let oarlock = Settings::default().set("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", key).start().await;
-    for name in ["subscription_created", "subscription_updated", "subscription_cancelled", "subscription_payment_succeeded"] {
+    for name in
+        ["subscription_created", "subscription_updated", "subscription_cancelled", "subscription_payment_succeeded"]
+    {
         let body = std::fs::read(vectors.join("classic").join(name).join("body.txt")).unwrap();
         let alert = Signed { body, content_type: "application/x-www-form-urlencoded", header: None };
         assert_eq!(oarlock.posts(&alert).await.status, 200, "{name}");

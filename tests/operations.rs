@@ -48,7 +48,9 @@ async fn a_dead_letter_says_what_is_needed_to_judge_it() {
 async fn a_plain_update_replays() {
     let oarlock = with_a_dead_letter().await;
     let replayed = Instant::now();
-    let rows = oarlock.sql("update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'").await;
+    let rows = oarlock
+        .sql("update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'")
+        .await;
     assert_eq!(rows, 1);
     is_done(&oarlock, replayed).await;
 }
@@ -78,7 +80,8 @@ async fn replay_takes_an_action_or_an_alert() {
 #[tokio::test]
 async fn replay_dead_letters_by_destination_time_and_number() {
     let oarlock = with_a_dead_letter().await;
-    let replay = "select replay_dead_letters(destination => 'jira', since => now() - interval '1 day', max_rows => 500)";
+    let replay =
+        "select replay_dead_letters(destination => 'jira', since => now() - interval '1 day', max_rows => 500)";
     assert_eq!(oarlock.value::<i32>(replay).await, 0);
     assert_eq!(oarlock.value::<i32>("select replay_dead_letters(since => now())").await, 0);
     assert_eq!(oarlock.value::<i32>("select replay_dead_letters(max_rows => 0)").await, 0);
@@ -91,8 +94,16 @@ async fn replay_dead_letters_by_destination_time_and_number() {
 async fn discard_ends_a_dead_letter_without_running_it() {
     let oarlock = with_a_dead_letter().await;
     let calls = oarlock.sandbox.calls().len();
-    assert!(sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.pool()).await.is_err(), "a reason is wanted");
-    assert_eq!(oarlock.value::<i32>("select discard(id, 'asked to be forgotten') from outbox_action where status = 'dead'").await, 1);
+    assert!(
+        sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.pool()).await.is_err(),
+        "a reason is wanted"
+    );
+    assert_eq!(
+        oarlock
+            .value::<i32>("select discard(id, 'asked to be forgotten') from outbox_action where status = 'dead'")
+            .await,
+        1
+    );
     let row = "select concat_ws(' ', o.status, a.status, a.last_error) from outbox o join outbox_action a on a.outbox_id = o.id where kind = 'slack_invite'";
     let row: String = oarlock.value(row).await;
     assert!(row.starts_with("done discarded discarded: asked to be forgotten (was: "), "{row}");
@@ -141,7 +152,9 @@ async fn bad_states_cannot_be_written() {
 #[tokio::test]
 async fn a_pause_by_hand_holds_and_ends_at_once() {
     let oarlock = Oarlock::start().await;
-    oarlock.sql("update destination set paused_until = 'infinity', paused_reason = 'maintenance' where name = 'jira'").await;
+    oarlock
+        .sql("update destination set paused_until = 'infinity', paused_reason = 'maintenance' where name = 'jira'")
+        .await;
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock.sees("Slack is called", |sandbox| sandbox.slack().invited(ANN)).await;
     oarlock.until("Slack is recorded", "select count(*) = 1 from outbox_action where status = 'done'").await;
@@ -167,13 +180,18 @@ async fn bad_configuration_is_said_all_at_once() {
     for program in ["oarlock-receiver", "oarlock-worker"] {
         let Exited { code, output } = run(&oarlock, program, &[]).await;
         assert_eq!(code, Some(2), "{output}");
-        for key in ["receiver.listen", "paddle.billing.tolerance", "worker.lease", "jira.edition", "slack.typo", "slack.token"] {
+        for key in
+            ["receiver.listen", "paddle.billing.tolerance", "worker.lease", "jira.edition", "slack.typo", "slack.token"]
+        {
             assert_eq!(output.lines().filter(|line| line.starts_with(key)).count(), 1, "{key}\n{output}");
         }
         assert!(!output.contains(oarlock_sandbox::SLACK_TOKEN), "{output}");
     }
     // Keys that only the program itself can judge.
-    let oarlock = Settings::default().set("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", "nonsense").prepare(Database::create().await).await;
+    let oarlock = Settings::default()
+        .set("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", "nonsense")
+        .prepare(Database::create().await)
+        .await;
     let Exited { code, output } = run(&oarlock, "oarlock-receiver", &[]).await;
     assert!(code == Some(2) && output.contains("paddle.classic.public_keys"), "{output}");
     let missing = run(&oarlock, "oarlock-worker", &["--config", "/nowhere/oarlock.toml"]).await;
@@ -209,7 +227,11 @@ async fn a_database_that_comes_late_is_waited_for() {
     let receiver = oarlock.spawn("oarlock-receiver", &[]);
     let worker = oarlock.spawn("oarlock-worker", &[]);
     for process in [&receiver, &worker] {
-        process.says("that it waits", |line| line["message"].as_str().is_some_and(|text| text.contains("not migrated yet"))).await;
+        process
+            .says("that it waits", |line| {
+                line["message"].as_str().is_some_and(|text| text.contains("not migrated yet"))
+            })
+            .await;
         assert_eq!(process.admin("/healthz").await.0, 200);
         assert_eq!(process.admin("/readyz").await.0, 503);
     }
@@ -232,13 +254,18 @@ async fn a_database_that_goes_away_is_waited_for() {
     oarlock.slack().fail(Fault::hang().times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock.until("Jira is done", "select count(*) = 1 from outbox_action where status = 'done'").await;
-    oarlock.sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    oarlock
+        .sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty())
+        .await;
     oarlock.database.goes_away().await;
     oarlock.slack().clear_faults();
     oarlock.sees("Slack has invited", |sandbox| sandbox.slack().invited(ANN)).await;
     let reply = oarlock.posts(&Classic::payment_succeeded("bob@example.com").signed_by(&oarlock.signer)).await;
     assert_eq!(reply.status, 503);
-    oarlock.worker().says("that results wait", |line| line["message"].as_str().is_some_and(|text| text.contains("results wait"))).await;
+    oarlock
+        .worker()
+        .says("that results wait", |line| line["message"].as_str().is_some_and(|text| text.contains("results wait")))
+        .await;
     oarlock.database.comes_back().await;
     oarlock.settles().await;
     assert_eq!(oarlock.actions().await, ["jira_invite done invited", "slack_invite done invited"]);
@@ -253,10 +280,15 @@ async fn a_stopping_worker_lets_calls_finish() {
     let mut oarlock = Oarlock::start().await;
     oarlock.slack().fail(Fault::delay(Duration::from_millis(400)).times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
-    oarlock.sees("Slack is called", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    oarlock
+        .sees("Slack is called", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty())
+        .await;
     let exit = oarlock.workers.remove(0).stops().await;
     assert_eq!(exit.code, Some(0), "{}", exit.output);
-    assert_eq!(oarlock.value::<String>("select outcome from outbox_action where kind = 'slack_invite'").await, "invited");
+    assert_eq!(
+        oarlock.value::<String>("select outcome from outbox_action where kind = 'slack_invite'").await,
+        "invited"
+    );
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'running'").await, 0);
 }
 
@@ -266,7 +298,9 @@ async fn a_stopping_worker_hands_back_what_does_not_finish_in_time() {
     oarlock.slack().fail(Fault::hang().times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock.until("Jira is done", "select count(*) = 1 from outbox_action where status = 'done'").await;
-    oarlock.sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    oarlock
+        .sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty())
+        .await;
     let exit = oarlock.workers.remove(0).stops().await;
     assert_eq!(exit.code, Some(0), "{}", exit.output);
     let row = "select concat_ws(' ', status, attempts, claim_token, run_at <= now()) from outbox_action where kind = 'slack_invite'";
@@ -319,7 +353,8 @@ async fn migrate_applies_what_is_pending_and_says_so() {
     let (status, body) = worker.admin("/readyz").await;
     assert_eq!((status, body.as_str()), (503, "the database is not migrated\n"));
     // Two at once: one does the work, the other waits for it.
-    let (one, other) = tokio::join!(run(&oarlock, "oarlock-worker", &["migrate"]), run(&oarlock, "oarlock-worker", &["migrate"]));
+    let (one, other) =
+        tokio::join!(run(&oarlock, "oarlock-worker", &["migrate"]), run(&oarlock, "oarlock-worker", &["migrate"]));
     assert_eq!((one.code, other.code), (Some(0), Some(0)), "{}{}", one.output, other.output);
     worker.ready().await;
     assert_eq!(worker.stops().await.code, Some(0));
@@ -331,7 +366,11 @@ async fn doctor_tells_what_is_wrong() {
         let oarlock = Settings::default().jira(edition).start().await;
         let well = run(&oarlock, "oarlock-worker", &["doctor"]).await;
         assert_eq!(well.code, Some(0), "{}", well.output);
-        assert!(well.output.lines().count() >= 5 && well.output.lines().all(|line| line.starts_with("ok ")), "{}", well.output);
+        assert!(
+            well.output.lines().count() >= 5 && well.output.lines().all(|line| line.starts_with("ok ")),
+            "{}",
+            well.output
+        );
         let calls = oarlock.sandbox.calls();
         let is_read_only = |call: &oarlock_sandbox::Call| call.method == "GET" || call.is("POST", "/auth.test");
         assert!(calls.iter().all(is_read_only), "{calls:#?}");
@@ -416,8 +455,16 @@ async fn an_alert_that_cannot_be_planned_holds_up_nobody() {
     oarlock.start_worker().await;
     oarlock.settles().await;
     let rows = "select string_agg(alert_name || ' ' || status, ', ' order by id) from outbox";
-    assert_eq!(oarlock.value::<String>(rows).await, "payment_succeeded done, subscription_created dead, payment_succeeded done");
-    assert!(oarlock.value::<String>("select last_error from outbox where status = 'dead'").await.contains("failed to plan it"));
+    assert_eq!(
+        oarlock.value::<String>(rows).await,
+        "payment_succeeded done, subscription_created dead, payment_succeeded done"
+    );
+    assert!(
+        oarlock
+            .value::<String>("select last_error from outbox where status = 'dead'")
+            .await
+            .contains("failed to plan it")
+    );
     oarlock.sql("alter table subscription drop constraint trap").await;
     oarlock.sql("select replay(id) from outbox where status = 'dead'").await;
     oarlock.settles().await;
@@ -439,7 +486,9 @@ async fn an_action_that_kills_its_workers_is_buried() {
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     for attempt in 1..=2 {
         oarlock
-            .sees("the call hangs", |sandbox| sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").len() == attempt)
+            .sees("the call hangs", |sandbox| {
+                sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").len() == attempt
+            })
             .await;
         oarlock.workers.remove(0).dies().await;
         oarlock.start_worker().await;
@@ -466,12 +515,15 @@ async fn idle_it_is_small_and_quick() {
         oarlock.settles().await;
     }
     waits.sort();
-    // The goals (20 ms, 30 MiB, 1 s) are for an optimised build; this one is held to what shows that nobody waits for a poll.
+    // Not a measurement: far from what is usual (10 ms), near enough to show that nobody waits for a poll (1 s).
     assert!(waits[10] < Duration::from_millis(250), "from the answer to Slack's call: {waits:?}");
     assert!(started < Duration::from_secs(10), "started in {started:?}");
-    for process in [oarlock.receiver(), oarlock.worker()] {
-        assert!(process.resident_mib() < 60.0, "{} MiB", process.resident_mib());
-    }
+    let resident = [oarlock.receiver().resident_mib(), oarlock.worker().resident_mib()];
+    println!(
+        "started in {started:?}; answer to call, p50: {:?}, worst: {:?}; resident: {resident:.1?} MiB",
+        waits[10], waits[20]
+    );
+    assert!(resident.iter().all(|mib| *mib < 30.0), "{resident:?} MiB");
 }
 
 /// Without notifications everything happens, a poll later.
@@ -496,5 +548,9 @@ async fn the_poll_alone_is_enough() {
 async fn logs_are_json_where_nobody_watches() {
     let oarlock = Oarlock::start().await;
     let process: &Process = oarlock.worker();
-    assert!(process.logs().lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{}", process.logs());
+    assert!(
+        process.logs().lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()),
+        "{}",
+        process.logs()
+    );
 }

@@ -47,13 +47,8 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let settings = Self {
-            variables: BTreeMap::new(),
-            edition: Edition::Cloud,
-            workers: 1,
-            receivers: 1,
-            database_url: None,
-        };
+        let settings =
+            Self { variables: BTreeMap::new(), edition: Edition::Cloud, workers: 1, receivers: 1, database_url: None };
         settings
             .set("OARLOCK_RECEIVER__LISTEN", "127.0.0.1:0")
             .set("OARLOCK_RECEIVER__ADMIN_LISTEN", "127.0.0.1:0")

@@ -44,7 +44,9 @@ impl Process {
     /// Starts a program with exactly these variables of our own.
     pub fn spawn(name: &str, arguments: &[&str], variables: &BTreeMap<String, String>) -> Self {
         let mut command = Command::new(program(name));
-        for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("OARLOCK_") || variable == "DATABASE_URL") {
+        for (variable, _) in
+            std::env::vars().filter(|(variable, _)| variable.starts_with("OARLOCK_") || variable == "DATABASE_URL")
+        {
             command.env_remove(variable);
         }
         let mut child = command
@@ -116,13 +118,23 @@ impl Process {
 
     /// The address it says it listens on. Only once it does.
     pub fn address(&self) -> String {
-        let line = self.parsed().find(|line| line.get("address").is_some()).expect("it listens");
-        line["address"].as_str().expect("a text").to_owned()
+        self.said("address")
+    }
+
+    pub fn admin_address(&self) -> String {
+        self.said("admin_address")
+    }
+
+    fn said(&self, name: &str) -> String {
+        let line = self.parsed().find(|line| line.get(name).is_some()).expect("it listens");
+        line[name].as_str().expect("a text").to_owned()
     }
 
     /// GET on its admin listener.
     pub async fn admin(&self, path: &str) -> (u16, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.field("admin_address").await)).await.expect("the admin listener answers");
+        let answer = reqwest::get(format!("http://{}{path}", self.field("admin_address").await))
+            .await
+            .expect("the admin listener answers");
         (answer.status().as_u16(), answer.text().await.expect("a text"))
     }
 
@@ -168,13 +180,18 @@ impl Process {
 
     /// Resident memory in MiB, as the kernel counts it.
     pub fn resident_mib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).expect("a process");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).expect("a process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
     }
 }
 
-fn read(pipe: impl AsyncRead + Unpin + Send + 'static, lines: Arc<Mutex<Vec<String>>>, written: Arc<watch::Sender<usize>>) {
+fn read(
+    pipe: impl AsyncRead + Unpin + Send + 'static,
+    lines: Arc<Mutex<Vec<String>>>,
+    written: Arc<watch::Sender<usize>>,
+) {
     tokio::spawn(async move {
         let mut pipe = BufReader::new(pipe).lines();
         while let Ok(Some(line)) = pipe.next_line().await {

@@ -16,14 +16,33 @@ pub struct Paid {
     pub plans: Vec<String>,
 }
 
-/// A membership that the ledger gave, or was about to give.
+/// A membership of a customer, as far as we know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct Member {
     /// `group:<name>` or `organization:<id>`.
     pub target: String,
     pub account: String,
-    /// False between the intention and the answer.
-    pub given: bool,
+    pub state: MemberState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberState {
+    /// About to be given: whether it was is not known.
+    Intended,
+    /// We gave it, and take it away when it is not paid for any more.
+    Given,
+    /// It was there before us, and stays.
+    Found,
+}
+
+impl MemberState {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intended => "intended",
+            Self::Given => "given",
+            Self::Found => "found",
+        }
+    }
 }
 
 /// The claim is not ours any more: another worker has the action, and nothing was written.
@@ -92,17 +111,26 @@ pub async fn keep_jira_account(
     fenced(written.rows_affected())
 }
 
-/// The memberships we gave this customer, or were about to.
+/// The memberships we know of this customer.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Given>, sqlx::Error> {
-    sqlx::query_as!(Given, "select target, account, given from membership where email = $1 order by target", email)
+pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Member>, sqlx::Error> {
+    let rows = sqlx::query!("select target, account, state from membership where email = $1 order by target", email)
         .fetch_all(pool)
-        .await
+        .await?;
+    let state = |word: &str| match word {
+        "given" => MemberState::Given,
+        "found" => MemberState::Found,
+        _ => MemberState::Intended,
+    };
+    Ok(rows
+        .into_iter()
+        .map(|row| Member { state: state(&row.state), target: row.target, account: row.account })
+        .collect())
 }
 
-/// Writes down that a membership is about to be given (`given` false), or was.
+/// Writes down what we know of a membership.
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
@@ -110,7 +138,7 @@ pub async fn keep_membership(
     pool: &PgPool,
     claim: &Claim,
     email: &str,
-    membership: &Given,
+    membership: &Member,
 ) -> Result<(), FencedWriteError> {
     let written = sqlx::query!(
         "with held as (
@@ -118,13 +146,13 @@ pub async fn keep_membership(
          ), known as (
            insert into customer (email) select $1 where exists (select from held) on conflict (email) do nothing
          )
-         insert into membership as m (email, target, account, given) select $1, $2, $3, $4 where exists (select from held)
-         on conflict (email, target) do update set account = excluded.account, given = excluded.given,
-           since = case when m.given then m.since else clock_timestamp() end",
+         insert into membership as m (email, target, account, state) select $1, $2, $3, $4 where exists (select from held)
+         on conflict (email, target) do update set account = excluded.account, state = excluded.state,
+           since = case when m.state = excluded.state then m.since else clock_timestamp() end",
         email,
         membership.target,
         membership.account,
-        membership.given,
+        membership.state.as_str(),
         claim.id(),
         claim.token()
     )

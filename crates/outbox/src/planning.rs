@@ -192,7 +192,7 @@ impl Batch {
             .execute(&mut **transaction)
             .await?;
         }
-        write_actions(transaction, &plan.alerts).await?;
+        write_actions(transaction, &plan.alerts, self.now).await?;
         write_alerts(transaction, &plan.alerts).await?;
         self.transaction.commit().await
     }
@@ -281,6 +281,7 @@ async fn write_address(
 async fn write_actions(
     transaction: &mut Transaction<'static, Postgres>,
     alerts: &[PlannedAlert],
+    now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let mut rows = Vec::new();
     for alert in alerts {
@@ -296,10 +297,9 @@ async fn write_actions(
         insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, run_at, while_paid)
         select id, outbox_id, kind,
                case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
-               coalesce(due_at, now), coalesce(due_at, now), while_paid
+               coalesce(due_at, $7), coalesce(due_at, $7), while_paid
         from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::bool[])
           as new (id, outbox_id, kind, subject, due_at, while_paid)
-        cross join (select clock_timestamp() as now) clock
         "#,
         &rows.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>(),
         &rows.iter().map(|(alert, _)| *alert).collect::<Vec<_>>(),
@@ -307,6 +307,7 @@ async fn write_actions(
         &rows.iter().map(|(_, action)| action.subject.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, action)| action.due_at).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, action)| action.while_paid).collect::<Vec<_>>(),
+        now,
     )
     .execute(&mut **transaction)
     .await

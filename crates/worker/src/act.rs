@@ -97,37 +97,24 @@ pub async fn act(pool: &PgPool, vendors: &Vendors, claim: &Claim, deadline: Inst
             (Err(Failure::new(Meaning::Transient { retry_after: None }, None, failure).into()), None)
         }
     };
-    let error = match &result {
-        Ok(Done::Nothing) => return Ended { result: Ok(UNCHANGED), attempt: None },
-        Ok(Done::Called(_)) => None,
-        Err(Stop::Failed(failure)) => Some(failure.detail().to_owned()),
-        Err(stop @ (Stop::ClaimLost | Stop::Database(_))) => Some(stop.to_string()),
-    };
-    let http_status = match &result {
-        Err(Stop::Failed(failure)) => failure.http_status,
-        _ => http_status,
+    let (error, http_status) = match &result {
+        // There was nothing to call anybody for.
+        Ok(_) if http_status.is_none() => return Ended { result, attempt: None },
+        Ok(_) => (None, http_status),
+        Err(Stop::Failed(failure)) => (Some(failure.detail().to_owned()), failure.http_status),
+        Err(stop @ (Stop::ClaimLost | Stop::Database(_))) => (Some(stop.to_string()), http_status),
     };
     let attempt = Some(Attempt { started, ended: Instant::now(), http_status, error });
-    let result = result.map(|done| match done {
-        Done::Called(outcome) => outcome,
-        Done::Nothing => UNCHANGED,
-    });
     Ended { result, attempt }
 }
 
 const UNCHANGED: &str = "unchanged";
 
-enum Done {
-    Called(&'static str),
-    /// There was nothing to call anybody for.
-    Nothing,
-}
-
-async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<Done, Stop> {
+async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static str, Stop> {
     let subject = claim.subject.as_str();
     // Run or replayed late, for somebody who has left: not invited back.
     if claim.while_paid && !ledger::paid(pool, subject).await?.entitled {
-        return Ok(Done::Nothing);
+        return Ok(UNCHANGED);
     }
     match claim.kind {
         Kind::JiraInvite => {
@@ -136,18 +123,18 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<Done, St
         }
         Kind::JiraAccess => {
             let (jira, rules) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
-            Ok(Done::Called(match memberships::make(pool, jira, rules, claim).await? {
+            Ok(match memberships::make(pool, jira, rules, claim).await? {
                 Made::Granted => "granted",
                 Made::Revoked => "revoked",
                 Made::Unchanged => UNCHANGED,
-            }))
+            })
         }
         Kind::SlackInvite => {
             let slack = vendors.slack.as_ref().ok_or_else(|| not_configured("slack"))?;
             Ok(invited(slack.invite(subject).await?))
         }
         // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
-        Kind::PaddleCustomer if ledger::is_answered(pool, claim).await? => Ok(Done::Nothing),
+        Kind::PaddleCustomer if ledger::is_answered(pool, claim).await? => Ok(UNCHANGED),
         Kind::PaddleCustomer => {
             let customer = vendors.paddle.customer(subject).await?;
             let Some(email) = ledger::usable_address(&customer.email) else {
@@ -157,7 +144,7 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<Done, St
             };
             ledger::keep_address(pool, subject, &email, None).await?;
             // Nothing is changed over there.
-            Ok(Done::Called(UNCHANGED))
+            Ok(UNCHANGED)
         }
     }
 }
@@ -178,11 +165,11 @@ async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<Invite
     Ok(invited.outcome)
 }
 
-fn invited(outcome: InviteOutcome) -> Done {
-    Done::Called(match outcome {
+fn invited(outcome: InviteOutcome) -> &'static str {
+    match outcome {
         InviteOutcome::Invited => "invited",
         InviteOutcome::AlreadyInvited => "already invited",
-    })
+    }
 }
 
 /// Planned by a worker that was configured for it, and claimed by one that is not: it waits for the configuration.

@@ -2,17 +2,17 @@
 //!
 //! | the ledger says | the membership is | what is done |
 //! |---|---|---|
-//! | paid for | ours | added again if somebody removed it |
-//! | paid for | there, and not ours | left alone, now and later |
-//! | paid for | not there | the intention is written down, it is added, and is ours |
-//! | not paid for | ours | taken away |
-//! | not paid for | not ours | left alone: a colleague, or a gift |
+//! | paid for | given by us | added again if somebody removed it |
+//! | paid for | there, and not by us | left alone, now and later: it is found |
+//! | paid for | not there | the intention is written down, it is added, and is given |
+//! | not paid for | given by us | taken away |
+//! | not paid for | not by us | left alone: a colleague, or a gift |
 //!
 //! The intention comes before the call: a worker that dies between the call and its record leaves a membership that is
 //! known to be ours. Adding comes before taking away: who moves between plans is never without.
 
 use oarlock_outbox::claim::Claim;
-use oarlock_outbox::ledger::{self, Given};
+use oarlock_outbox::ledger::{self, Member, MemberState};
 use oarlock_service::config::{JiraAccess, Membership};
 use sqlx::PgPool;
 
@@ -43,11 +43,17 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
 
     for membership in &wanted {
         let target = target(membership);
-        let ours = held.iter().find(|given| given.target == target);
-        granted |= give(pool, jira, claim, membership, ours).await?;
+        let known = held.iter().find(|member| member.target == target);
+        granted |= give(pool, jira, claim, membership, known).await?;
     }
-    for given in held.iter().filter(|given| !wanted.iter().any(|membership| target(membership) == given.target)) {
-        revoked |= take_away(pool, jira, claim, given).await?;
+    for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
+        match member.state {
+            MemberState::Given | MemberState::Intended => {
+                take_away(pool, jira, claim, member).await?;
+                revoked = true;
+            }
+            MemberState::Found => ledger::forget_membership(pool, claim, email, &member.target).await?,
+        }
     }
     ledger::access_made(pool, claim, email).await?;
     Ok(match (granted, revoked) {
@@ -76,11 +82,11 @@ async fn give(
     jira: &Jira,
     claim: &Claim,
     membership: &Membership,
-    ours: Option<&Given>,
+    known: Option<&Member>,
 ) -> Result<bool, Stop> {
     let email = claim.subject.as_str();
     if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
-        match give_to(pool, jira, claim, membership, ours, &kept).await {
+        match give_to(pool, jira, claim, membership, known, &kept).await {
             Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {
                 ledger::keep_jira_account(pool, claim, email, None).await?;
             }
@@ -92,7 +98,7 @@ async fn give(
         None => jira.invite(email, None).await?.account,
     };
     ledger::keep_jira_account(pool, claim, email, Some(account.as_str())).await?;
-    give_to(pool, jira, claim, membership, ours, &account).await
+    give_to(pool, jira, claim, membership, known, &account).await
 }
 
 async fn give_to(
@@ -100,28 +106,36 @@ async fn give_to(
     jira: &Jira,
     claim: &Claim,
     membership: &Membership,
-    ours: Option<&Given>,
+    known: Option<&Member>,
     account: &AccountId,
 ) -> Result<bool, Stop> {
-    if ours.is_none() && jira.is_member(membership, account).await? {
+    let mut member = Member {
+        target: target(membership),
+        account: account.as_str().to_owned(),
+        state: known.map_or(MemberState::Found, |known| known.state),
+    };
+    // Only what was never ours can be somebody else's.
+    if member.state == MemberState::Found && jira.is_member(membership, account).await? {
+        if known != Some(&member) {
+            ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
+        }
         return Ok(false);
     }
-    let mut given = Given { target: target(membership), account: account.as_str().to_owned(), given: false };
-    let is_noted = ours.is_some_and(|ours| ours.given && ours.account == given.account);
-    if !is_noted {
-        ledger::keep_membership(pool, claim, &claim.subject, &given).await?;
+    let is_given = member.state == MemberState::Given && known == Some(&member);
+    if !is_given {
+        member.state = MemberState::Intended;
+        ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
     }
     let added = jira.add(membership, account).await?;
-    if !is_noted {
-        given.given = true;
-        ledger::keep_membership(pool, claim, &claim.subject, &given).await?;
+    if !is_given {
+        member.state = MemberState::Given;
+        ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
     }
     // An organization answers alike whether or not the member is new: then what we had noted decides.
-    Ok(!is_noted || (added == Added::Now && matches!(membership, Membership::Group(_))))
+    Ok(!is_given || (added == Added::Now && matches!(membership, Membership::Group(_))))
 }
 
-/// Returns whether there was something to take away.
-async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Given) -> Result<bool, Stop> {
+async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) -> Result<(), Stop> {
     let email = claim.subject.as_str();
     let membership = from_target(&given.target);
     match jira.remove(&membership, &AccountId::new(&given.account)).await {
@@ -136,7 +150,7 @@ async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Given) -> 
         Err(failure) => return Err(failure.into()),
     }
     ledger::forget_membership(pool, claim, email, &given.target).await?;
-    Ok(true)
+    Ok(())
 }
 
 /// The word for a membership in the ledger.
