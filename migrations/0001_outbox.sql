@@ -297,7 +297,8 @@ create trigger outbox_revived after update of status on outbox for each row
   when (new.status = 'pending' and old.status <> 'pending' and pg_trigger_depth() = 0)
   execute function outbox_revived();
 
--- Brings an alert's status in line with its actions. Call it with the alert's row locked.
+-- Brings an alert's status in line with its actions: dead as soon as one is dead, so that it is seen, even while others are
+-- at work. Call it with the alert's row locked.
 create function outbox_settle(alerts uuid[]) returns void language sql as $$
   update outbox o
   set status = s.status,

@@ -94,7 +94,10 @@ async fn no_limbo() {
     oarlock.settles().await;
     let ends = "select string_agg(distinct status, ' ' order by status) from outbox_action";
     assert_eq!(oarlock.value::<String>(ends).await, "dead done");
-    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead' and attempts = 3").await, 1);
+    assert_eq!(
+        oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead' and attempts = 3").await,
+        1
+    );
     oarlock.sql("select discard(action_id, 'the customer asked to be forgotten') from dead_letter where destination = 'slack'").await;
     assert_eq!(oarlock.value::<String>(ends).await, "dead discarded done");
 
@@ -105,7 +108,10 @@ async fn no_limbo() {
     );
     // What ended says when, what did not work says why.
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox where finished_at is null").await, 0);
-    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead' and last_error is null").await, 0);
+    assert_eq!(
+        oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead' and last_error is null").await,
+        0
+    );
     // And what waits is visible.
     assert_eq!(oarlock.worker().metric("oarlock_actions{destination=\"jira\",status=\"dead\"}").await, Some(1.0));
     assert_eq!(oarlock.worker().metric("oarlock_outbox_alerts{status=\"dead\"}").await, Some(2.0));
@@ -116,7 +122,8 @@ async fn access_follows_payment() {
     let oarlock = Oarlock::start().await;
     let group = oarlock.jira().group("commercial-support");
     group.add_member("colleague@example.com");
-    let (then, later) = (chrono::Utc::now() - chrono::Duration::days(2), chrono::Utc::now() - chrono::Duration::days(1));
+    let (then, later) =
+        (chrono::Utc::now() - chrono::Duration::days(2), chrono::Utc::now() - chrono::Duration::days(1));
     let created = Classic::subscription_created(ANN).subscription("1").at(then);
     oarlock.paddle_sends(&created).await;
     oarlock.settles().await;
@@ -147,12 +154,17 @@ async fn access_follows_payment() {
 
 #[tokio::test]
 async fn fenced() {
-    let mut oarlock =
-        Settings::default().set("OARLOCK_WORKER__LEASE", "2s").set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1900ms").start().await;
+    let mut oarlock = Settings::default()
+        .set("OARLOCK_WORKER__LEASE", "2s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1900ms")
+        .start()
+        .await;
     // The first worker is stopped amid its call to Slack, for longer than its lease.
     oarlock.slack().fail(Fault::hang().times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
-    oarlock.sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty()).await;
+    oarlock
+        .sees("the call hangs", |sandbox| !sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").is_empty())
+        .await;
     oarlock.worker().signal(Signal::SIGSTOP);
     oarlock.start_worker().await;
     oarlock.settles().await;
@@ -162,7 +174,12 @@ async fn fenced() {
 
     // It comes to, and finds that it has nothing to say any more.
     oarlock.worker().signal(Signal::SIGCONT);
-    oarlock.worker().says("that the claim was lost", |line| line["message"].as_str().is_some_and(|text| text.contains("claim was lost"))).await;
+    oarlock
+        .worker()
+        .says("that the claim was lost", |line| {
+            line["message"].as_str().is_some_and(|text| text.contains("claim was lost"))
+        })
+        .await;
     assert_eq!(oarlock.value::<String>(row).await, before);
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox_attempt t join outbox_action a on a.id = t.action_id where a.kind = 'slack_invite'").await, 1);
     assert_eq!(oarlock.slack().invitation_count(ANN), 1);
@@ -176,14 +193,24 @@ async fn apart() {
     for number in 0..12 {
         oarlock.paddle_sends(&Classic::payment_succeeded(&format!("c{number}@example.com"))).await;
     }
-    oarlock.until("Jira is done", "select count(*) = 12 from outbox_action where kind = 'jira_invite' and status = 'done'").await;
-    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where kind = 'slack_invite' and status = 'done'").await, 0);
+    oarlock
+        .until("Jira is done", "select count(*) = 12 from outbox_action where kind = 'jira_invite' and status = 'done'")
+        .await;
+    assert_eq!(
+        oarlock
+            .value::<i64>("select count(*) from outbox_action where kind = 'slack_invite' and status = 'done'")
+            .await,
+        0
+    );
     // And the receiver answers as ever.
     let reply = oarlock.posts(&Classic::payment_succeeded(ANN).signed_by(&oarlock.signer)).await;
     assert!(reply.status == 200 && reply.took < Duration::from_secs(1), "{reply:?}");
     oarlock.slack().clear_faults();
     oarlock.settles().await;
-    assert!((0..12).all(|number| oarlock.jira().invited(&format!("c{number}@example.com")) == 1), "no call to Jira was repeated");
+    assert!(
+        (0..12).all(|number| oarlock.jira().invited(&format!("c{number}@example.com")) == 1),
+        "no call to Jira was repeated"
+    );
 }
 
 #[tokio::test]
@@ -193,8 +220,12 @@ async fn a_wrong_token_burns_nothing() {
     for number in 0..10 {
         oarlock.paddle_sends(&Classic::payment_succeeded(&format!("c{number}@example.com"))).await;
     }
-    oarlock.until("the pause", "select paused_until > now() + interval '4 min' from destination where name = 'slack'").await;
-    oarlock.until("Jira is done", "select count(*) = 10 from outbox_action where kind = 'jira_invite' and status = 'done'").await;
+    oarlock
+        .until("the pause", "select paused_until > now() + interval '4 min' from destination where name = 'slack'")
+        .await;
+    oarlock
+        .until("Jira is done", "select count(*) = 10 from outbox_action where kind = 'jira_invite' and status = 'done'")
+        .await;
     oarlock.until("all is handed back", "select count(*) = 0 from outbox_action where status = 'running'").await;
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead'").await, 0);
     assert_eq!(oarlock.value::<i64>("select sum(attempts) from outbox_action where destination = 'slack'").await, 0);
@@ -214,13 +245,19 @@ async fn a_wrong_token_burns_nothing() {
 
 #[tokio::test]
 async fn at_least_once_effectively_once() {
-    let mut oarlock = Settings::default().set("OARLOCK_WORKER__LEASE", "3s").set("OARLOCK_WORKER__REQUEST_TIMEOUT", "2s").start().await;
+    let mut oarlock = Settings::default()
+        .set("OARLOCK_WORKER__LEASE", "3s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "2s")
+        .start()
+        .await;
     oarlock.paddle_sends(&Classic::subscription_created("bob@example.com").subscription("2")).await;
     oarlock.settles().await;
     // The worker is killed between a call's effect and its record: the answer never reaches it.
     oarlock.slack().fail(Fault::effect_then_hang().times(1));
     oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
-    oarlock.until("Jira is done", "select count(*) = 4 from outbox_action where destination = 'jira' and status = 'done'").await;
+    oarlock
+        .until("Jira is done", "select count(*) = 4 from outbox_action where destination = 'jira' and status = 'done'")
+        .await;
     oarlock.sees("Slack has invited", |sandbox| sandbox.slack().invited(ANN)).await;
     let before = oarlock.sandbox.calls().len();
     oarlock.workers.remove(0).dies().await;

@@ -1,13 +1,14 @@
 //! The demo: the main job, told as a story, by the real receiver and the real worker.
 //!
-//! In: a Postgres. Out: what happens, as it happens, and at the end what the outbox, Jira and Slack hold. Paddle, Jira and
-//! Slack are the stand-ins of this crate; everything else is what runs in production. Each scene checks what it tells; the
-//! first thing that is not so ends the demo with status 1 and the last lines of the services' logs.
+//! In: a Postgres. Out: what happens, as it happens, and at the end what the outbox, Jira and Slack hold. Paddle, Jira
+//! and Slack are the stand-ins of this crate; everything else is what runs in production. Each scene checks what it
+//! tells; the first thing that is not so ends the demo with status 1 and the last lines of the services' logs.
 //!
 //! It works in a database of its own and leaves nothing behind: no process, no table, no file. Only after a failure the
 //! logs stay, and their folder is named.
 
-use std::time::Instant;
+use std::future::pending;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -15,9 +16,10 @@ use oarlock_sandbox::paddle::ClassicSigner;
 use oarlock_sandbox::{Options, Sandbox};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use self::database::Database;
-use self::service::{Folder, Service};
+use self::service::{Folder, Listens, Service};
 use self::stage::Stage;
 use self::voice::{Voice, readable};
 use crate::send;
@@ -29,6 +31,9 @@ mod story;
 mod vectors;
 mod voice;
 
+/// Within which a signal has surely been noticed.
+const MOMENT: Duration = Duration::from_millis(100);
+
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Leave everything running after the story, until Ctrl-C.
@@ -36,7 +41,7 @@ pub(crate) struct Demo {
     keep: bool,
     /// A Postgres in which the demo may make a database, or else a schema, of its own.
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
-    database_url: String,
+    database_url: Option<String>,
 }
 
 pub(crate) async fn run(demo: Demo) -> anyhow::Result<()> {
@@ -44,7 +49,10 @@ pub(crate) async fn run(demo: Demo) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::new()?;
     let voice = Voice::new();
     voice.title("Oarlock by itself: Paddle's alerts become invitations and access");
-    let database = Database::make(&demo.database_url).await?;
+    let given = demo.database_url.as_deref().filter(|url| !url.is_empty());
+    let given =
+        given.context("DATABASE_URL is not set: set it, or run `make demo`, which makes a throw-away Postgres")?;
+    let database = Database::make(given).await?;
     voice.line("Postgres", &database.to_string());
     let performed = perform(&demo, &voice, &database, &mut interrupts, started).await;
     let gone = database.drop_it().await;
@@ -59,58 +67,67 @@ async fn perform(
     interrupts: &mut Interrupts,
     started: Instant,
 ) -> anyhow::Result<()> {
-    let folder = Folder::make()?;
+    let mut folder = Folder::make()?;
     let sandbox = Sandbox::start(Options::default()).await?;
     voice.line("sandbox", &format!("{} plays Jira Cloud, Slack and Paddle's API", sandbox.url()));
     let signer = ClassicSigner::cached().context("failed to make the key for Classic alerts")?;
     let settings = settings(database, &sandbox, &signer);
-    let mut receiver = Service::start("oarlock-receiver", &folder, &settings)?;
-    let mut worker = Service::start("oarlock-worker", &folder, &settings)?;
+    let mut services = [
+        Service::start("oarlock-receiver", &folder, &settings)?,
+        Service::start("oarlock-worker", &folder, &settings)?,
+    ];
 
-    let (receiver_ready, worker_ready) = (receiver.ready(), worker.ready());
-    let story = async {
-        let (receiver, worker) = tokio::try_join!(receiver_ready, worker_ready)?;
-        let addresses = Addresses {
-            webhook: format!("http://{}/paddle", receiver.listener.as_deref().unwrap_or_default()),
-            receiver: format!("http://{}", receiver.admin),
-            worker: format!("http://{}", worker.admin),
-        };
+    let [receiver, worker] = services.each_ref().map(Service::ready);
+    let play = async {
+        let addresses = Addresses::from(tokio::try_join!(receiver, worker)?);
         voice.line("receiver", &format!("takes alerts at {}", addresses.webhook));
         voice.line("worker", &format!("finds work in Postgres; all ready after {}", readable(started.elapsed())));
         let stage = Stage::new(voice, &sandbox, database.pool().await?, &addresses.webhook, signer)?;
         story::tell(&stage).await?;
-        voice.title(&format!(
-            "All of it so: {} things checked, {} in all",
-            stage.checks(),
-            readable(started.elapsed())
-        ));
-        anyhow::Ok(addresses)
+        let took = readable(started.elapsed());
+        voice.title(&format!("All of it is so: {} things checked, {took} in all", stage.checks()));
+        Ok(addresses)
     };
-    let mut ended = tokio::select! {
-        told = story => told.map(Some),
-        name = interrupts.next() => Err(anyhow!("ended by {name}")),
+    let mut played = unless_cut_short(play, interrupts, &mut services).await;
+    if let (true, Ok(Some(addresses))) = (demo.keep, &played) {
+        look_around(voice, database, &sandbox, addresses, &folder);
+        if let Err(error) = unless_cut_short(pending::<anyhow::Result<()>>(), interrupts, &mut services).await {
+            played = Err(error);
+        }
+    }
+
+    let [receiver, worker] = services.each_mut().map(|service| service.stop(voice));
+    let (receiver, worker) = tokio::join!(receiver, worker);
+    let ended = match played {
+        Ok(Some(_)) => receiver.and(worker),
+        // Interrupted at any moment, the services may have ended in any way.
+        Ok(None) => return Err(anyhow!("interrupted")),
+        Err(error) => Err(error),
+    };
+    if ended.is_err() {
+        services.iter().for_each(|service| service.last_words(voice));
+        folder.keep();
+    }
+    ended
+}
+
+/// The result of `work`, nothing when somebody wants the demo to end, and an error when a service ends first.
+async fn unless_cut_short<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+    interrupts: &mut Interrupts,
+    [receiver, worker]: &mut [Service; 2],
+) -> anyhow::Result<Option<T>> {
+    let result = tokio::select! {
+        done = work => done.map(Some),
+        () = interrupts.next() => Ok(None),
         error = receiver.ends() => Err(error),
         error = worker.ends() => Err(error),
     };
-    if let (true, Ok(Some(addresses))) = (demo.keep, &ended) {
-        look_around(voice, database, &sandbox, addresses, &folder);
-        ended = tokio::select! {
-            _ = interrupts.next() => Ok(None),
-            error = receiver.ends() => Err(error),
-            error = worker.ends() => Err(error),
-        };
+    match result {
+        // Ctrl-C on a terminal reaches the services as well, and what they do then may be seen first.
+        Err(error) => timeout(MOMENT, interrupts.next()).await.map(|()| None).or(Err(error)),
+        result => result,
     }
-
-    if ended.is_err() {
-        receiver.last_words(voice);
-        worker.last_words(voice);
-    }
-    let (received, worked) = tokio::join!(receiver.stop(voice), worker.stop(voice));
-    let result = ended.and(received).and(worked);
-    if result.is_ok() {
-        folder.remove();
-    }
-    result
 }
 
 /// Where the services listen.
@@ -118,6 +135,16 @@ struct Addresses {
     webhook: String,
     receiver: String,
     worker: String,
+}
+
+impl From<(Listens, Listens)> for Addresses {
+    fn from((receiver, worker): (Listens, Listens)) -> Self {
+        Self {
+            webhook: format!("http://{}/paddle", receiver.webhook.unwrap_or_default()),
+            receiver: format!("http://{}", receiver.admin),
+            worker: format!("http://{}", worker.admin),
+        }
+    }
 }
 
 /// The configuration of both services, as the environment says it. Retries come quickly: the story has half a minute.
@@ -145,6 +172,7 @@ fn settings(database: &Database, sandbox: &Sandbox, signer: &ClassicSigner) -> V
         ("OARLOCK_JIRA__TOKEN", text("jira-token")),
         ("OARLOCK_JIRA__SERVICE_DESK_ID", text(story::SERVICE_DESK)),
         ("OARLOCK_JIRA__ACCESS", json!([{ "plans": ["*"], "group": story::GROUP }]).to_string()),
+        ("OARLOCK_SLACK__MODE", text("admin_invite")),
         ("OARLOCK_SLACK__BASE_URL", sandbox.slack_url()),
         ("OARLOCK_SLACK__TOKEN", text(story::SLACK_TOKEN)),
         ("OARLOCK_SLACK__TEAM_ID", text("T1")),
@@ -155,7 +183,7 @@ fn settings(database: &Database, sandbox: &Sandbox, signer: &ClassicSigner) -> V
 fn look_around(voice: &Voice, database: &Database, sandbox: &Sandbox, at: &Addresses, folder: &Folder) {
     let (psql, sandbox) = (database.psql(), sandbox.url());
     let (webhook, receiver, worker) = (&at.webhook, &at.receiver, &at.worker);
-    let program = std::env::current_exe().map_or_else(|_| "oarlock-sandbox".to_owned(), |it| it.display().to_string());
+    let program = std::env::args().next().unwrap_or_else(|| "oarlock-sandbox".to_owned());
     let logs = folder.path().display();
     voice.title("Everything still runs. Look around, and end it with Ctrl-C");
     voice.text(&format!(
@@ -178,7 +206,7 @@ Another customer, and another bad day of Slack's:
     ));
 }
 
-/// Whatever asks a program to end. Ctrl-C reaches the demo alone; it ends the services.
+/// Whatever asks a program to end.
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
@@ -195,11 +223,11 @@ impl Interrupts {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hang_up.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }

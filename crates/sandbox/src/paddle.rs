@@ -51,15 +51,23 @@ pub struct Reply {
 }
 
 /// Posts alerts, once each: Paddle's retries are up to the caller.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Sender {
     client: reqwest::Client,
 }
 
+impl Default for Sender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Sender {
+    /// It posts straight to the address given: a proxy of the environment has no business between the two.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let client = reqwest::Client::builder().no_proxy().build().expect("no TLS set-up can fail with built-in roots");
+        Self { client }
     }
 
     /// # Errors

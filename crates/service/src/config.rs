@@ -352,9 +352,8 @@ fn routes(section: &mut Section<'_>) -> BTreeMap<AlertName, Vec<Kind>> {
 }
 
 fn jira(section: &mut Section<'_>) -> Jira {
-    let edition = section
-        .one_of("edition", &[("cloud", JiraEdition::Cloud), ("data_center", JiraEdition::DataCenter)])
-        .unwrap_or(JiraEdition::Cloud);
+    let editions = [("cloud", JiraEdition::Cloud), ("data_center", JiraEdition::DataCenter)];
+    let edition = section.one_of("edition", &editions, JiraEdition::Cloud);
     let base_url = section.url("base_url", None);
     let user = section.string("user");
     if edition == JiraEdition::Cloud && user.is_none() {
@@ -404,7 +403,7 @@ fn slack(section: &mut Section<'_>) -> Slack {
         ("connect", SlackMode::Connect),
         ("legacy_invite", SlackMode::LegacyInvite),
     ];
-    let mode = section.one_of("mode", &modes).unwrap_or(SlackMode::AdminInvite);
+    let mode = section.one_of("mode", &modes, SlackMode::AdminInvite);
     let base_url = section.url("base_url", Some("https://slack.com/api"));
     let token = section.required_secret("token");
     let team_id = section.string("team_id");

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use tokio::time::timeout;
@@ -83,7 +83,8 @@ impl Database {
     pub(super) async fn drop_it(self) -> anyhow::Result<()> {
         let statement = match self.kind {
             Kind::Database => format!("drop database {} with (force)", self.name),
-            Kind::Schema => format!("drop schema {} cascade", self.name),
+            // Without a notice of all that goes with it.
+            Kind::Schema => format!("set client_min_messages = warning; drop schema {} cascade", self.name),
         };
         let dropped = async {
             let mut connection = self.connect(&self.given).await?;
@@ -93,14 +94,21 @@ impl Database {
     }
 
     async fn connect(&self, url: &str) -> anyhow::Result<PgConnection> {
-        Ok(timeout(PATIENCE, PgConnection::connect(url)).await.context("no answer in time")??)
+        timeout(PATIENCE, PgConnection::connect(url)).await.context("no answer in time")?.map_err(said)
     }
 
     /// Statements of this file: the name in them is made of digits and letters here.
     async fn execute(&self, connection: &mut PgConnection, statement: &str) -> anyhow::Result<()> {
         let running = sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection);
-        timeout(PATIENCE, running).await.context("no answer in time")??;
-        Ok(())
+        timeout(PATIENCE, running).await.context("no answer in time")?.map(drop).map_err(said)
+    }
+}
+
+/// The error as one message: its text says the cause already, which the chain would repeat.
+fn said(error: sqlx::Error) -> anyhow::Error {
+    match error.as_database_error() {
+        Some(refused) => anyhow!("{}", refused.message()),
+        None => anyhow!("{error}"),
     }
 }
 

@@ -17,25 +17,36 @@ use super::voice::{Voice, readable};
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Where the logs go.
+/// Where the logs go. It goes with this value, unless it is kept.
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct Folder {
+    path: PathBuf,
+    is_kept: bool,
+}
 
 impl Folder {
     pub(super) fn make() -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("oarlock-demo-{:08x}", rand::random::<u32>()));
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("failed to make the folder {}", path.display()))?;
-        Ok(Self(path))
+        Ok(Self { path, is_kept: false })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
-    pub(super) fn remove(self) {
-        // Two logs that stay in the folder for temporary files are not worth failing for.
-        let _ = fs::remove_dir_all(self.0);
+    pub(super) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // Two logs that stay among the temporary files are not worth failing for.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -50,9 +61,9 @@ pub(super) struct Service {
 /// Where a service listens, as its log says.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listens {
-    /// The receiver's webhook.
+    /// The receiver alone has it.
     #[serde(rename = "address")]
-    pub(super) listener: Option<String>,
+    pub(super) webhook: Option<String>,
     #[serde(rename = "admin_address")]
     pub(super) admin: String,
 }
@@ -84,8 +95,8 @@ impl Service {
         // The addresses are read from the log; the sandbox is on this machine whatever proxy leads out of it.
         command.env("RUST_LOG", "info,sqlx=warn").env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        // A group of its own: Ctrl-C is for the demo, which ends its services in order.
-        command.process_group(0).kill_on_drop(true);
+        // In the demo's process group: whoever ends that as a whole ends the services too.
+        command.kill_on_drop(true);
         let process = command.spawn().with_context(|| format!("failed to start {name}"))?;
         Ok(Self { name, process, log })
     }
@@ -129,15 +140,14 @@ impl Service {
     }
 
     /// SIGTERM, and its answer: anything but status 0 is an error.
-    pub(super) async fn stop(mut self, voice: &Voice) -> anyhow::Result<()> {
+    pub(super) async fn stop(&mut self, voice: &Voice) -> anyhow::Result<()> {
         let started = Instant::now();
-        let status = match self.process.id() {
-            Some(id) => self.terminate(id).await?,
-            // It has ended by itself.
-            None => self.process.wait().await?,
-        };
         let name = self.name.trim_start_matches("oarlock-");
-        let said = format!("ended after SIGTERM with {status}, {}", readable(started.elapsed()));
+        let (status, why) = match self.process.id() {
+            Some(id) => (self.terminate(id).await?, format!("{} after SIGTERM", readable(started.elapsed()))),
+            None => (self.process.wait().await?, "by itself".to_owned()),
+        };
+        let said = format!("ended {why}, {status}");
         if status.success() {
             voice.line(name, &said);
             return Ok(());

@@ -1,4 +1,5 @@
-//! What a scene does: alerts are sent, the outbox is asked, SQL is run as an operator would, and what is told is checked.
+//! What a scene does: alerts are sent, the outbox is asked, SQL is run as an operator would, and what is told is
+//! checked.
 //!
 //! Nothing here waits for time to pass: the stand-ins say when they change, the outbox is polled up to a deadline.
 
@@ -69,7 +70,11 @@ impl<'a> Stage<'a> {
     /// A new scene begins.
     pub(super) fn scene(&self, title: &str) {
         self.scene.set(self.scene.get() + 1);
-        self.voice.title(&format!("{}. {title}", self.scene.get()));
+        self.title(&format!("{}. {title}", self.scene.get()));
+    }
+
+    pub(super) fn title(&self, title: &str) {
+        self.voice.title(title);
     }
 
     pub(super) fn current_scene(&self) -> usize {
@@ -122,9 +127,11 @@ impl<'a> Stage<'a> {
         Ok(Sent { source: "billing", alert_id: alert.id().to_owned(), at })
     }
 
-    /// The alert's actions, once the alert is settled.
+    /// The alert's actions, once it and each of them has come to an end.
     pub(super) async fn settled(&self, sent: &Sent) -> anyhow::Result<Vec<Action>> {
-        self.actions_when(sent, "is settled", |alert, _| alert != "pending").await
+        // An alert is dead with its first dead action; the others go on.
+        let is_open = |action: &Action| matches!(action.status.as_str(), "pending" | "running");
+        self.actions_when(sent, "is settled", |alert, actions| alert != "pending" && !actions.iter().any(is_open)).await
     }
 
     /// The alert's actions, once they and its status are as wanted.
@@ -163,7 +170,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until what the stand-ins hold is as wanted.
     pub(super) async fn until(&self, what: &str, wanted: impl Fn(&Sandbox) -> bool) -> anyhow::Result<()> {
-        self.sandbox.wait_until(wanted, DEADLINE).await.with_context(|| format!("waited until {what}"))
+        self.sandbox.wait_until(wanted, DEADLINE).await.with_context(|| format!("waited in vain until {what}"))
     }
 
     /// Waits until a query says true.

@@ -81,23 +81,25 @@ impl ClassicSigner {
         &self.public_key_pem
     }
 
-    /// The `p_signature` of these fields.
+    /// The `p_signature` of these fields. They need not be text: to PHP a string is bytes.
     #[must_use]
-    pub fn sign(&self, fields: &BTreeMap<String, String>) -> String {
+    pub fn sign<T: AsRef<[u8]>>(&self, fields: &BTreeMap<T, T>) -> String {
         STANDARD.encode(self.key.sign(&php_serialize(fields)).to_vec())
     }
 }
 
 /// What PHP's `serialize` makes of an array of strings: lengths are in bytes. The map is in byte order already.
-fn php_serialize(fields: &BTreeMap<String, String>) -> Vec<u8> {
-    let mut text = format!("a:{}:{{", fields.len());
+fn php_serialize<T: AsRef<[u8]>>(fields: &BTreeMap<T, T>) -> Vec<u8> {
+    let mut out = format!("a:{}:{{", fields.len()).into_bytes();
     for (name, value) in fields {
-        for part in [name, value] {
-            text += &format!("s:{}:\"{part}\";", part.len());
+        for part in [name.as_ref(), value.as_ref()] {
+            out.extend_from_slice(format!("s:{}:\"", part.len()).as_bytes());
+            out.extend_from_slice(part);
+            out.extend_from_slice(b"\";");
         }
     }
-    text.push('}');
-    text.into_bytes()
+    out.push(b'}');
+    out
 }
 
 fn new_key() -> anyhow::Result<Vec<u8>> {

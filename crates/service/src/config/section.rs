@@ -198,14 +198,16 @@ impl<'p> Section<'p> {
         }
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
-        let word = self.string(key);
-        let found = word.as_deref().and_then(|word| choices.iter().find(|(name, _)| *name == word));
-        if found.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-            self.problem(key, &format!("must be one of {}", names.join(", ")));
+    pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], default: T) -> T {
+        let Some(word) = self.string(key) else { return default };
+        match choices.iter().find(|(name, _)| *name == word) {
+            Some((_, value)) => *value,
+            None => {
+                let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+                self.problem(key, &format!("must be one of {}", names.join(", ")));
+                default
+            }
         }
-        found.map(|(_, value)| *value)
     }
 
     /// A secret, as `key` or in the file that `key_file` names.
