@@ -33,7 +33,7 @@ check: tools ## format, lints, docs, SQL, licences, unused dependencies
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	tests/with-postgres tests/check-sql
-	cargo deny --offline --config .cargo/deny.toml check --hide-inclusion-graph licenses bans sources
+	cargo deny --locked --config .cargo/deny.toml check --hide-inclusion-graph -A duplicate licenses bans sources
 	cargo machete --skip-target-dir
 
 fmt: ## format everything
