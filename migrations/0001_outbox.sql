@@ -111,11 +111,14 @@ create table outbox_attempt (
 
 create index outbox_attempt_action on outbox_attempt (action_id);
 
--- The ledger: what we know is paid for. The newest alert about a subscription wins.
+-- The ledger: what we know is paid for, computed from all that was told of a subscription (subscription_alert). So it
+-- cannot matter in which order it was told.
 create table subscription (
   source          text        not null,
   subscription_id text        not null,
   email           text,
+  -- Classic: the address that the alerts name, from which later changes of address lead on.
+  told_email      text,
   -- Billing's customer id: an address that changes there changes here.
   customer_id     text,
   -- Classic subscription_plan_id; Billing price and product ids.
@@ -124,20 +127,47 @@ create table subscription (
   status          text        not null,
   -- Access lasts until then; null is open-ended.
   entitled_until  timestamptz,
-  -- Time and number of the newest alert applied, and the status it said it came from: what decides which of two is newer.
+  -- Time of the newest alert applied.
   as_of           timestamptz not null,
-  as_of_alert     text        not null,
-  old_status      text,
-  -- An address that changed since is not changed back by an older alert.
-  email_as_of     timestamptz not null,
   primary key (source, subscription_id),
-  constraint subscription_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled')),
   constraint subscription_source_known check (source in ('classic', 'billing')),
+  constraint subscription_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled')),
   constraint subscription_email_lower_case check (email !~ '[A-Z]')
 );
 
 create index subscription_email on subscription (email);
+create index subscription_told_email on subscription (told_email) where told_email is not null;
 create index subscription_customer on subscription (customer_id) where customer_id is not null;
+
+-- What each alert said about a subscription. It outlives the alert in the outbox: a late alert is judged by all before it.
+create table subscription_alert (
+  source          text        not null,
+  subscription_id text        not null,
+  alert_id        text        not null,
+  happened_at     timestamptz not null,
+  status          text        not null,
+  -- The status it came from: what orders changes within the same second.
+  old_status      text,
+  plans           text[]      not null default '{}',
+  -- When a cancellation takes effect.
+  ends            timestamptz,
+  full_refund     boolean     not null default false,
+  email           text,
+  customer_id     text,
+  primary key (source, subscription_id, alert_id),
+  foreign key (source, subscription_id) references subscription on delete cascade,
+  constraint subscription_alert_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled'))
+);
+
+-- Changes of address in Classic. Kept for the subscriptions that are told of later, under the old address.
+create table classic_address_change (
+  alert_id    text        primary key,
+  happened_at timestamptz not null,
+  old_email   text        not null,
+  new_email   text        not null
+);
+
+create index classic_address_change_old on classic_address_change (old_email);
 
 -- Billing's customers: an alert names the id, this table the address.
 create table billing_customer (

@@ -1,107 +1,188 @@
-//! The rules: what a subscription's alerts pay for.
+//! The rules: what a subscription's alerts pay for. Pure, and a function of the *set* of alerts.
 //!
-//! Pure. The newest alert about a subscription wins, whatever the order of arrival:
+//! Everything that alerts have said about a subscription is kept; what is paid for is computed from all of it, anew with each
+//! alert. So the order of arrival, repetitions and delays cannot matter: they are not in the input.
 //!
-//! | one of two alerts is the newer if | |
+//! # In which order things happened
+//!
+//! | alerts are in the order of | |
 //! |---|---|
-//! | it happened later | Classic tells whole seconds, Billing microseconds |
-//! | at the same time: its `old_status` is the other's status | two changes within a second, in whichever order they come |
-//! | else: its number is the higher | Classic ids are numbers, Billing ids sort by time |
+//! | their time | Classic tells whole seconds, Billing microseconds |
+//! | at the same time: the chain | the order in which most alerts come from the status (`old_status`) that the one before left |
+//! | else: their number | Classic ids are numbers, Billing ids sort by time |
 //!
-//! | the newest alert says | the customer is entitled |
+//! # What is paid for after each
+//!
+//! | the alert says | access lasts |
 //! |---|---|
 //! | active, trialing, past due (Paddle is still trying) | with no end |
-//! | paused | until it was paused |
-//! | cancelled, with a date | until that date; a second cancellation never moves the end later |
-//! | cancelled, without | until the end known before, else until it was cancelled |
-//! | a full refund, where configured to end access | until it was refunded |
+//! | paused | until the pause, or an end before it |
+//! | cancelled, with a date | until that date, or an end that was known before: no cancellation moves an end later |
+//! | cancelled, without | until the end that was known before, else until the cancellation |
+//! | and the last payment is refunded in full, where that is configured to end access | until the refund, or an end before it |
+//!
+//! Plans are those of the newest alert that names any.
+//!
+//! # Whose it is
+//!
+//! A Billing subscription belongs to the address of its customer id. A Classic one belongs to the address in the newest alert
+//! that names one, and from there to wherever the customer's address has changed since.
 
 use std::cmp::Ordering;
 
 use chrono::{DateTime, Utc};
 
-use crate::alert::{Status, SubscriptionState};
-
-/// A subscription as the ledger holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
-    pub email: Option<String>,
-    pub customer_id: Option<String>,
-    pub plans: Vec<String>,
-    pub status: Status,
-    /// None is open-ended.
-    pub entitled_until: Option<DateTime<Utc>>,
-    pub as_of: DateTime<Utc>,
-    pub as_of_alert: String,
-    pub old_status: Option<Status>,
-    /// When the address was last learnt.
-    pub email_as_of: DateTime<Utc>,
-}
+use crate::alert::Status;
 
 /// What one alert says about one subscription.
-#[derive(Debug, Clone)]
-pub struct News<'a> {
-    pub state: &'a SubscriptionState,
-    pub email: Option<&'a str>,
-    pub customer_id: Option<&'a str>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub alert_id: String,
     pub happened_at: DateTime<Utc>,
-    pub alert_id: &'a str,
-    /// A full refund that ends access.
-    pub ends_now: bool,
+    pub status: Status,
+    /// The status it came from, where the alert says so.
+    pub old_status: Option<Status>,
+    pub plans: Vec<String>,
+    /// When a cancellation takes effect.
+    pub ends: Option<DateTime<Utc>>,
+    /// All that was paid last is paid back.
+    pub full_refund: bool,
+    /// The customer's address, in Classic.
+    pub email: Option<String>,
+    /// The customer's id, in Billing.
+    pub customer_id: Option<String>,
 }
 
-/// The entry after this alert; none if the alert is not news.
-pub fn apply(held: Option<&Subscription>, news: &News<'_>) -> Option<Subscription> {
-    if held.is_some_and(|held| !is_newer(news, held)) {
-        return None;
-    }
-    let keep_address = held.filter(|held| held.email_as_of > news.happened_at || news.email.is_none());
-    Some(Subscription {
-        email: keep_address.map_or_else(|| news.email.map(str::to_owned), |held| held.email.clone()),
-        customer_id: news.customer_id.map(str::to_owned).or_else(|| held?.customer_id.clone()),
-        // An alert that names no plan does not take the known one away.
-        plans: if news.state.plans.is_empty() {
-            held.map(|held| held.plans.clone()).unwrap_or_default()
-        } else {
-            news.state.plans.clone()
-        },
-        status: news.state.status,
-        entitled_until: entitled_until(held, news),
-        as_of: news.happened_at,
-        as_of_alert: news.alert_id.to_owned(),
-        old_status: news.state.old_status,
-        email_as_of: keep_address.map_or(news.happened_at, |held| held.email_as_of),
-    })
+/// A Classic customer's address changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressChange {
+    pub alert_id: String,
+    pub happened_at: DateTime<Utc>,
+    pub old: String,
+    pub new: String,
 }
 
-fn entitled_until(held: Option<&Subscription>, news: &News<'_>) -> Option<DateTime<Utc>> {
-    let held_end = held.and_then(|held| held.entitled_until);
-    let earlier = |end: DateTime<Utc>| Some(held_end.map_or(end, |held| held.min(end)));
-    match news.state.status {
-        _ if news.ends_now => earlier(news.happened_at),
-        Status::Active | Status::Trialing | Status::PastDue => None,
-        Status::Paused => earlier(news.happened_at),
-        Status::Cancelled => match (news.state.ends, held_end) {
-            (Some(end), _) => earlier(end),
-            (None, Some(held)) => Some(held),
-            (None, None) => Some(news.happened_at),
-        },
-    }
+/// Where a subscription stands, all its alerts considered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub status: Status,
+    /// Access lasts until then; none is open-ended.
+    pub entitled_until: Option<DateTime<Utc>>,
+    pub plans: Vec<String>,
+    pub customer_id: Option<String>,
+    /// The newest address that an alert names, and when.
+    pub email: Option<(String, DateTime<Utc>)>,
+    /// The time of the newest alert.
+    pub as_of: DateTime<Utc>,
 }
 
-fn is_newer(news: &News<'_>, held: &Subscription) -> bool {
-    let by_chain = || {
-        let changed = news.state.status != held.status;
-        if changed && news.state.old_status == Some(held.status) {
-            Ordering::Greater
-        } else if changed && held.old_status == Some(news.state.status) {
-            Ordering::Less
-        } else {
-            Ordering::Equal
+/// Where a subscription stands; none if nothing was told of it. The alerts may come in any order, and more than once.
+pub fn standing(told: &[Told], refund_ends_access: bool) -> Option<Standing> {
+    let mut standing: Option<Standing> = None;
+    for told in in_order(told) {
+        let held_end = standing.as_ref().and_then(|held| held.entitled_until);
+        let mut next = Standing {
+            status: told.status,
+            entitled_until: end_after(told, held_end, refund_ends_access),
+            plans: told.plans.clone(),
+            customer_id: told.customer_id.clone(),
+            email: told.email.clone().map(|email| (email, told.happened_at)),
+            as_of: told.happened_at,
+        };
+        // What an alert leaves out it does not take away.
+        if let Some(held) = standing {
+            if next.plans.is_empty() {
+                next.plans = held.plans;
+            }
+            next.customer_id = next.customer_id.or(held.customer_id);
+            next.email = next.email.or(held.email);
         }
-    };
-    news.happened_at.cmp(&held.as_of).then_with(by_chain).then_with(|| by_number(news.alert_id, &held.as_of_alert))
-        == Ordering::Greater
+        standing = Some(next);
+    }
+    standing
+}
+
+fn end_after(told: &Told, held_end: Option<DateTime<Utc>>, refund_ends_access: bool) -> Option<DateTime<Utc>> {
+    let no_later_than = |end: DateTime<Utc>| Some(held_end.map_or(end, |held| held.min(end)));
+    if told.full_refund && refund_ends_access {
+        return no_later_than(told.happened_at);
+    }
+    match (told.status, told.ends) {
+        (Status::Active | Status::Trialing | Status::PastDue, _) => None,
+        (Status::Paused, _) => no_later_than(told.happened_at),
+        (Status::Cancelled, Some(end)) => no_later_than(end),
+        (Status::Cancelled, None) => Some(held_end.unwrap_or(told.happened_at)),
+    }
+}
+
+/// The address a Classic subscription belongs to: from the one its alerts name on through the changes since. They must be
+/// all changes that lead on from it, in any order.
+pub fn address_now(email: &str, since: DateTime<Utc>, changes: &[AddressChange]) -> String {
+    let mut changes: Vec<&AddressChange> = changes.iter().filter(|change| change.happened_at >= since).collect();
+    changes.sort_by(|a, b| a.happened_at.cmp(&b.happened_at).then_with(|| by_number(&a.alert_id, &b.alert_id)));
+    let mut email = email;
+    for change in changes {
+        if change.old == email {
+            email = &change.new;
+        }
+    }
+    email.to_owned()
+}
+
+/// Each alert once, in the order in which things happened.
+fn in_order(told: &[Told]) -> Vec<&Told> {
+    let mut order: Vec<&Told> = told.iter().collect();
+    order.sort_by(|a, b| a.happened_at.cmp(&b.happened_at).then_with(|| by_number(&a.alert_id, &b.alert_id)));
+    order.dedup_by(|a, b| a.alert_id == b.alert_id);
+    let mut start = 0;
+    while start < order.len() {
+        let end = start + order[start..].iter().take_while(|told| told.happened_at == order[start].happened_at).count();
+        let before = start.checked_sub(1).map(|before| order[before].status);
+        by_chain(before, &mut order[start..end]);
+        start = end;
+    }
+    order
+}
+
+/// Brings alerts of the same moment into the order with the most links: alerts that come from the status that the one before
+/// left. Of several such orders it is the one nearest to that of the numbers, in which they come here.
+fn by_chain(before: Option<Status>, moment: &mut [&Told]) {
+    /// More alerts of one subscription within a second than any chain of changes explains: their numbers decide.
+    const MOST: usize = 6;
+    if !(2..=MOST).contains(&moment.len()) {
+        return;
+    }
+    let mut best: Option<(usize, Vec<&Told>)> = None;
+    permutations(moment.to_vec(), &mut |order| {
+        let mut at = before;
+        let mut links = 0;
+        for told in order {
+            links += usize::from(told.old_status.is_some() && told.old_status == at && told.old_status != Some(told.status));
+            at = Some(told.status);
+        }
+        if best.as_ref().is_none_or(|(most, _)| links > *most) {
+            best = Some((links, order.to_vec()));
+        }
+    });
+    if let Some((_, order)) = best {
+        moment.copy_from_slice(&order);
+    }
+}
+
+/// All orders, beginning with the one given and in its lexicographic order.
+fn permutations<'t>(left: Vec<&'t Told>, visit: &mut impl FnMut(&[&'t Told])) {
+    fn go<'t>(taken: &mut Vec<&'t Told>, left: &[&'t Told], visit: &mut dyn FnMut(&[&'t Told])) {
+        if left.is_empty() {
+            return visit(taken);
+        }
+        for at in 0..left.len() {
+            let mut rest = left.to_vec();
+            taken.push(rest.remove(at));
+            go(taken, &rest, visit);
+            taken.pop();
+        }
+    }
+    go(&mut Vec::new(), &left, visit);
 }
 
 /// Numbers by value, however many digits; anything else as text.
@@ -116,82 +197,4 @@ fn by_number(a: &str, b: &str) -> Ordering {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_600_000_000 + second, 0).unwrap()
-    }
-
-    struct Told {
-        second: i64,
-        number: &'static str,
-        status: Status,
-        old: Option<Status>,
-        ends: Option<i64>,
-    }
-
-    fn told(second: i64, number: &'static str, status: Status) -> Told {
-        Told { second, number, status, old: None, ends: None }
-    }
-
-    fn after(alerts: &[Told]) -> Subscription {
-        let mut held = None;
-        for alert in alerts {
-            let state = SubscriptionState {
-                id: "1".into(),
-                status: alert.status,
-                old_status: alert.old,
-                plans: vec!["7".into()],
-                ends: alert.ends.map(at),
-            };
-            let news = News {
-                state: &state,
-                email: Some("ann@example.com"),
-                customer_id: None,
-                happened_at: at(alert.second),
-                alert_id: alert.number,
-                ends_now: false,
-            };
-            held = apply(held.as_ref(), &news).or(held);
-        }
-        held.unwrap()
-    }
-
-    #[test]
-    fn the_newest_wins_whatever_the_order() {
-        let end = |alerts: &[Told]| after(alerts).entitled_until;
-        assert_eq!(end(&[told(1, "1", Status::Active), told(2, "2", Status::Paused)]), Some(at(2)));
-        assert_eq!(end(&[told(2, "2", Status::Paused), told(1, "1", Status::Active)]), Some(at(2)));
-        assert_eq!(end(&[told(2, "2", Status::Paused), told(3, "3", Status::Active)]), None);
-    }
-
-    #[test]
-    fn within_a_second_the_chain_decides_before_the_number() {
-        let to_past_due = || Told { old: Some(Status::Paused), ..told(5, "20", Status::PastDue) };
-        let to_active = || Told { old: Some(Status::PastDue), ..told(5, "10", Status::Active) };
-        assert_eq!(after(&[to_past_due(), to_active()]).status, Status::Active);
-        assert_eq!(after(&[to_active(), to_past_due()]).status, Status::Active);
-        assert_eq!(after(&[told(5, "9", Status::Paused), told(5, "10", Status::Active)]).status, Status::Active);
-        assert_eq!(after(&[told(5, "10", Status::Active), told(5, "9", Status::Paused)]).status, Status::Active);
-    }
-
-    #[test]
-    fn an_end_is_never_moved_later_by_another_cancellation() {
-        let cancelled = |second, number, ends| Told { ends: Some(ends), ..told(second, number, Status::Cancelled) };
-        assert_eq!(
-            after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), cancelled(3, "3", 200)]).entitled_until,
-            Some(at(100))
-        );
-        assert_eq!(
-            after(&[told(1, "1", Status::Active), cancelled(2, "2", 100), told(3, "3", Status::Cancelled)])
-                .entitled_until,
-            Some(at(100))
-        );
-        assert_eq!(
-            after(&[cancelled(2, "2", 100), told(3, "3", Status::Active), cancelled(4, "4", 200)]).entitled_until,
-            Some(at(200))
-        );
-        assert_eq!(after(&[told(2, "2", Status::Cancelled)]).entitled_until, Some(at(2)));
-    }
-}
+mod tests;

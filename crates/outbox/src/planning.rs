@@ -1,7 +1,8 @@
 //! Alerts become ledger entries and actions, in one transaction and without a call to anyone.
 //!
-//! [`take`] locks a batch of alerts and the ledger entries they concern; the caller decides, purely; [`Batch::commit`] writes
-//! what was decided. Two workers never take the same alert, nor work on the same subscription at a time.
+//! [`take`] locks a batch of alerts and reads what the ledger holds about them; the caller decides, purely; [`Batch::commit`]
+//! writes what was decided. One worker plans at a time: alerts of one customer concern each other in too many ways (several
+//! subscriptions, changes of address) to be planned side by side, and planning calls nobody, so it is quick.
 
 use std::collections::HashMap;
 
@@ -10,9 +11,12 @@ use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::access::Subscription;
-use crate::alert::{self, Alert, NewAddress, Status};
+use crate::access::{AddressChange, Told};
+use crate::alert::{self, Alert, Status};
 use crate::{Kind, Source, ledger};
+
+/// Who plans holds the lock of this number.
+const LOCK: i64 = 0x6f61_726c_6f63_6b01;
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -25,20 +29,43 @@ pub struct Batch {
     pub known: Known,
 }
 
-/// What the ledger holds about the alerts' subscriptions and customers.
+/// A subscription by its source and number.
+pub type Key = (Source, String);
+
+/// What the ledger holds about the alerts' subscriptions and customers, and about others that they concern.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    pub subscriptions: HashMap<(Source, String), Subscription>,
-    /// Billing's customer ids with their addresses.
-    pub addresses: HashMap<String, String>,
+    pub subscriptions: HashMap<Key, Subscription>,
+    /// All that was told of each of them.
+    pub told: HashMap<Key, Vec<Told>>,
+    /// Billing's customer ids with their addresses and when those were learnt.
+    pub addresses: HashMap<String, (String, DateTime<Utc>)>,
+    /// All changes that lead on from an address that was told of one of them.
+    pub address_changes: Vec<AddressChange>,
+}
+
+/// A subscription as the ledger holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    pub email: Option<String>,
+    /// Classic: the address that the alerts name.
+    pub told_email: Option<String>,
+    pub customer_id: Option<String>,
+    pub plans: Vec<String>,
+    pub status: Status,
+    pub entitled_until: Option<DateTime<Utc>>,
+    pub as_of: DateTime<Utc>,
 }
 
 /// What is to be written.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub alerts: Vec<PlannedAlert>,
-    pub subscriptions: HashMap<(Source, String), Subscription>,
-    pub new_addresses: Vec<(NewAddress, DateTime<Utc>)>,
+    /// Entries that are new or different.
+    pub subscriptions: HashMap<Key, Subscription>,
+    pub told: Vec<(Key, Told)>,
+    pub address_changes: Vec<AddressChange>,
+    pub addresses: HashMap<String, (String, DateTime<Utc>)>,
     /// Customers for whom what is paid for changed.
     pub paid_changed: Vec<String>,
 }
@@ -78,6 +105,10 @@ pub struct NewAction {
 /// When the database is away.
 pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Error> {
     let mut transaction = pool.begin().await?;
+    // Whoever falls silent in the middle must not keep the others from planning.
+    sqlx::query!("select pg_advisory_xact_lock($1), set_config('idle_in_transaction_session_timeout', '30s', true)", LOCK)
+        .fetch_one(&mut *transaction)
+        .await?;
     let rows = sqlx::query!(
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload,
@@ -107,60 +138,134 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
     Ok(Some(Batch { transaction, now, alerts, known }))
 }
 
-/// Reads the ledger, under a lock for each subscription: two alerts about a new one must not both find nothing.
 async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert]) -> Result<Known, sqlx::Error> {
     let (sources, ids): (Vec<&str>, Vec<&str>) = alerts
         .iter()
         .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
         .unzip();
     let customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
-    let mut known = Known::default();
-    if !ids.is_empty() {
-        sqlx::query!(
-            r#"
-            select pg_advisory_xact_lock(key)
-            from (select distinct hashtextextended(source || ' ' || id, 0) as key from unnest($1::text[], $2::text[]) as k (source, id) order by 1) keys
-            "#,
-            &sources as _,
-            &ids as _
-        )
-        .fetch_all(&mut **transaction)
-        .await?;
-        let rows = sqlx::query!(
-            r#"
-            select s.* from subscription s
-            join (select distinct source, id from unnest($1::text[], $2::text[]) as k (source, id)) k on s.source = k.source and s.subscription_id = k.id
-            "#,
-            &sources as _,
-            &ids as _
-        )
-        .fetch_all(&mut **transaction)
-        .await?;
-        for row in rows {
-            let subscription = Subscription {
-                email: row.email,
-                customer_id: row.customer_id,
-                plans: row.plans,
-                status: Status::parse(&row.status).expect("the schema allows these alone"),
-                entitled_until: row.entitled_until,
-                as_of: row.as_of,
-                as_of_alert: row.as_of_alert,
-                old_status: row.old_status.as_deref().and_then(Status::parse),
-                email_as_of: row.email_as_of,
-            };
-            known.subscriptions.insert((source(&row.source), row.subscription_id), subscription);
+    let (mut old_emails, mut new_address_of) = (Vec::new(), Vec::new());
+    for alert in alerts {
+        match &alert.says.new_address {
+            Some(alert::NewAddress::Classic { old, .. }) => old_emails.push(old.as_str()),
+            Some(alert::NewAddress::Billing { customer_id, .. }) => new_address_of.push(customer_id.as_str()),
+            None => {}
         }
     }
+    let mut known = Known::default();
+    let rows = sqlx::query!(
+        r#"
+        select s.* from subscription s
+        where (s.source, s.subscription_id) in (select * from unnest($1::text[], $2::text[]))
+        union
+        select s.* from subscription s where s.source = 'classic' and s.email = any($3::text[])
+        union
+        select s.* from subscription s where s.source = 'classic' and s.told_email = any($3::text[])
+        union
+        select s.* from subscription s where s.source = 'billing' and s.customer_id = any($4::text[])
+        "#,
+        &sources as _,
+        &ids as _,
+        &old_emails as _,
+        &new_address_of as _
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    for row in rows {
+        let subscription = Subscription {
+            email: row.email,
+            told_email: row.told_email,
+            customer_id: row.customer_id,
+            plans: row.plans.unwrap_or_default(),
+            status: status(&row.status.unwrap_or_default()),
+            entitled_until: row.entitled_until,
+            as_of: row.as_of.unwrap_or_default(),
+        };
+        let key = (source(&row.source.unwrap_or_default()), row.subscription_id.unwrap_or_default());
+        known.subscriptions.insert(key, subscription);
+    }
+    if !known.subscriptions.is_empty() {
+        known.told = told(transaction, known.subscriptions.keys()).await?;
+    }
+    let emails: Vec<&str> = alerts
+        .iter()
+        .filter(|alert| alert.says.subscription.is_some())
+        .filter_map(|alert| alert.says.email.as_deref())
+        .chain(known.subscriptions.values().filter_map(|subscription| subscription.told_email.as_deref()))
+        .chain(old_emails.iter().copied())
+        .collect();
+    known.address_changes = address_changes(transaction, &emails).await?;
     if !customers.is_empty() {
         let rows = sqlx::query!(
-            "select customer_id, email from billing_customer where customer_id = any($1::text[])",
+            "select customer_id, email, as_of from billing_customer where customer_id = any($1::text[])",
             &customers as _
         )
         .fetch_all(&mut **transaction)
         .await?;
-        known.addresses = rows.into_iter().map(|row| (row.customer_id, row.email)).collect();
+        known.addresses = rows.into_iter().map(|row| (row.customer_id, (row.email, row.as_of))).collect();
     }
     Ok(known)
+}
+
+async fn told(
+    transaction: &mut Transaction<'static, Postgres>,
+    keys: impl Iterator<Item = &Key>,
+) -> Result<HashMap<Key, Vec<Told>>, sqlx::Error> {
+    let (sources, ids): (Vec<&str>, Vec<&str>) = keys.map(|(source, id)| (source.as_str(), id.as_str())).unzip();
+    let rows = sqlx::query!(
+        r#"
+        select t.* from subscription_alert t
+        join unnest($1::text[], $2::text[]) as k (source, id) on t.source = k.source and t.subscription_id = k.id
+        "#,
+        &sources as _,
+        &ids as _
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    let mut told: HashMap<Key, Vec<Told>> = HashMap::new();
+    for row in rows {
+        told.entry((source(&row.source), row.subscription_id)).or_default().push(Told {
+            alert_id: row.alert_id,
+            happened_at: row.happened_at,
+            status: status(&row.status),
+            old_status: row.old_status.as_deref().map(status),
+            plans: row.plans,
+            ends: row.ends,
+            full_refund: row.full_refund,
+            email: row.email,
+            customer_id: row.customer_id,
+        });
+    }
+    Ok(told)
+}
+
+/// All changes of address that begin at one of these, or go on from where such a one ends.
+async fn address_changes(
+    transaction: &mut Transaction<'static, Postgres>,
+    emails: &[&str],
+) -> Result<Vec<AddressChange>, sqlx::Error> {
+    if emails.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query!(
+        r#"
+        with recursive chain as (
+          select * from classic_address_change where old_email = any($1::text[])
+          union
+          select next.* from chain join classic_address_change next on next.old_email = chain.new_email
+        )
+        select alert_id as "alert_id!", happened_at as "happened_at!", old_email as "old!", new_email as "new!" from chain
+        "#,
+        emails as _
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    let change = |(alert_id, happened_at, old, new)| AddressChange { alert_id, happened_at, old, new };
+    Ok(rows.into_iter().map(|row| change((row.alert_id, row.happened_at, row.old, row.new))).collect())
+}
+
+fn status(word: &str) -> Status {
+    Status::parse(word).expect("the schema allows these alone")
 }
 
 fn source(word: &str) -> Source {
@@ -177,8 +282,14 @@ impl Batch {
         if !plan.subscriptions.is_empty() {
             write_subscriptions(transaction, &plan.subscriptions).await?;
         }
-        for (address, happened_at) in &plan.new_addresses {
-            write_address(transaction, address, *happened_at).await?;
+        if !plan.told.is_empty() {
+            write_told(transaction, &plan.told).await?;
+        }
+        for change in &plan.address_changes {
+            write_address_change(transaction, change).await?;
+        }
+        for (customer_id, (email, as_of)) in &plan.addresses {
+            ledger::keep_address(&mut **transaction, customer_id, email, Some(*as_of)).await?;
         }
         if !plan.paid_changed.is_empty() {
             let mut emails = plan.paid_changed.clone();
@@ -210,72 +321,77 @@ impl Batch {
 
 async fn write_subscriptions(
     transaction: &mut Transaction<'static, Postgres>,
-    subscriptions: &HashMap<(Source, String), Subscription>,
+    subscriptions: &HashMap<Key, Subscription>,
 ) -> Result<(), sqlx::Error> {
-    let mut rows: Vec<_> = subscriptions.iter().collect();
-    rows.sort_by_key(|(key, _)| *key);
+    let rows: Vec<_> = subscriptions.iter().collect();
     sqlx::query!(
         r#"
-        insert into subscription as held
-          (source, subscription_id, email, customer_id, plans, status, entitled_until, as_of, as_of_alert, old_status, email_as_of)
-        select source, id, email, customer_id, array(select jsonb_array_elements_text(plans::jsonb)), status, entitled_until, as_of, as_of_alert, old_status, email_as_of
-        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[])
-          as new (source, id, email, customer_id, plans, status, entitled_until, as_of, as_of_alert, old_status, email_as_of)
+        insert into subscription
+          (source, subscription_id, email, told_email, customer_id, plans, status, entitled_until, as_of)
+        select source, id, email, told_email, customer_id, array(select jsonb_array_elements_text(plans::jsonb)), status, entitled_until, as_of
+        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::timestamptz[])
+          as new (source, id, email, told_email, customer_id, plans, status, entitled_until, as_of)
         on conflict (source, subscription_id) do update set
-          -- An address that changed while this was being decided is newer than what was read.
-          email = case when held.email_as_of > excluded.email_as_of then held.email else excluded.email end,
-          email_as_of = greatest(held.email_as_of, excluded.email_as_of),
-          customer_id = excluded.customer_id, plans = excluded.plans, status = excluded.status, entitled_until = excluded.entitled_until,
-          as_of = excluded.as_of, as_of_alert = excluded.as_of_alert, old_status = excluded.old_status
+          email = excluded.email, told_email = excluded.told_email, customer_id = excluded.customer_id, plans = excluded.plans,
+          status = excluded.status, entitled_until = excluded.entitled_until, as_of = excluded.as_of
         "#,
         &rows.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, s)| s.email.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, s)| s.told_email.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, s)| s.customer_id.as_deref()).collect::<Vec<_>>() as _,
         // Postgres has no arrays of arrays of different lengths.
         &rows.iter().map(|(_, s)| Value::from(s.plans.clone()).to_string()).collect::<Vec<_>>(),
         &rows.iter().map(|(_, s)| s.status.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, s)| s.entitled_until).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, s)| s.as_of).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, s)| s.as_of_alert.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.old_status.map(Status::as_str)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.email_as_of).collect::<Vec<_>>(),
     )
     .execute(&mut **transaction)
     .await
     .map(drop)
 }
 
-/// Moves subscriptions to a customer's new address, unless they have learnt a newer one.
-async fn write_address(
+async fn write_told(transaction: &mut Transaction<'static, Postgres>, rows: &[(Key, Told)]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        insert into subscription_alert
+          (source, subscription_id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
+        select source, id, alert_id, happened_at, status, old_status, array(select jsonb_array_elements_text(plans::jsonb)), ends, full_refund, email, customer_id
+        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::bool[], $10::text[], $11::text[])
+          as new (source, id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
+        on conflict do nothing
+        "#,
+        &rows.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| t.alert_id.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| t.happened_at).collect::<Vec<_>>(),
+        &rows.iter().map(|(_, t)| t.status.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| t.old_status.map(Status::as_str)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| Value::from(t.plans.clone()).to_string()).collect::<Vec<_>>(),
+        &rows.iter().map(|(_, t)| t.ends).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
+        &rows.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
+    )
+    .execute(&mut **transaction)
+    .await
+    .map(drop)
+}
+
+async fn write_address_change(
     transaction: &mut Transaction<'static, Postgres>,
-    address: &NewAddress,
-    happened_at: DateTime<Utc>,
+    change: &AddressChange,
 ) -> Result<(), sqlx::Error> {
-    match address {
-        NewAddress::Classic { old, new } => {
-            sqlx::query!(
-                "update subscription set email = $2, email_as_of = $3 where source = 'classic' and email = $1 and email_as_of <= $3",
-                old,
-                new,
-                happened_at
-            )
-            .execute(&mut **transaction)
-            .await?;
-        }
-        NewAddress::Billing { customer_id, email } => {
-            ledger::keep_address(&mut **transaction, customer_id, email, Some(happened_at)).await?;
-            sqlx::query!(
-                "update subscription set email = $2, email_as_of = $3 where source = 'billing' and customer_id = $1 and email_as_of <= $3",
-                customer_id,
-                email,
-                happened_at
-            )
-            .execute(&mut **transaction)
-            .await?;
-        }
-    }
-    Ok(())
+    sqlx::query!(
+        "insert into classic_address_change (alert_id, happened_at, old_email, new_email) values ($1, $2, $3, $4) on conflict do nothing",
+        change.alert_id,
+        change.happened_at,
+        change.old,
+        change.new
+    )
+    .execute(&mut **transaction)
+    .await
+    .map(drop)
 }
 
 async fn write_actions(

@@ -9,10 +9,10 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use oarlock_outbox::access::{self, News};
+use oarlock_outbox::access::{self, AddressChange, Told};
 use oarlock_outbox::alert::{Alert, NewAddress};
-use oarlock_outbox::planning::{Decision, Known, NewAction, Plan, PlannedAlert};
-use oarlock_outbox::{AlertName, Destination, Kind};
+use oarlock_outbox::planning::{Decision, Key, Known, NewAction, Plan, PlannedAlert, Subscription};
+use oarlock_outbox::{AlertName, Destination, Kind, Source};
 
 /// What is configured.
 #[derive(Debug, Clone, Default)]
@@ -81,7 +81,7 @@ pub fn default_route(name: AlertName) -> &'static [Kind] {
 
 /// Plans a batch of alerts.
 pub fn plan(alerts: &[Alert], known: &Known, policy: &Policy, now: DateTime<Utc>) -> Plan {
-    let mut planning = Planning { subscriptions: known.clone(), plan: Plan::default(), policy, now };
+    let mut planning = Planning { known: known.clone(), plan: Plan::default(), policy, now };
     for alert in alerts {
         let (email, decision) = planning.alert(alert);
         planning.plan.alerts.push(PlannedAlert { id: alert.id, email, decision });
@@ -91,7 +91,7 @@ pub fn plan(alerts: &[Alert], known: &Known, policy: &Policy, now: DateTime<Utc>
 
 struct Planning<'p> {
     /// The ledger as it will be after the alerts planned so far.
-    subscriptions: Known,
+    known: Known,
     plan: Plan,
     policy: &'p Policy,
     now: DateTime<Utc>,
@@ -100,24 +100,23 @@ struct Planning<'p> {
 impl Planning<'_> {
     fn alert(&mut self, alert: &Alert) -> (Option<String>, Decision) {
         let says = &alert.says;
-        let old_address = self.learn_address(alert);
-        let email = says
-            .email
-            .clone()
-            .or_else(|| says.customer_id.as_ref().and_then(|id| self.subscriptions.addresses.get(id).cloned()));
+        let mut changed = self.learn_address(alert);
+        let email = says.email.clone().or_else(|| {
+            says.customer_id.as_ref().and_then(|id| self.known.addresses.get(id)).map(|(email, _)| email.clone())
+        });
         let route: Vec<Kind> =
             self.policy.route(alert.name).iter().copied().filter(|kind| self.policy.serves(*kind)).collect();
 
         let concerns_somebody = !route.is_empty() || says.subscription.is_some();
         if let (None, Some(customer_id), true) = (&email, &says.customer_id, concerns_somebody) {
             // Nothing is applied before the address is known: the alert comes here again once it is.
-            let look_up =
-                NewAction { kind: Kind::PaddleCustomer, subject: customer_id.clone(), due_at: None, while_paid: false };
+            let kind = Kind::PaddleCustomer;
+            let look_up = NewAction { kind, subject: customer_id.clone(), due_at: None, while_paid: false };
             return (None, Decision::Actions(vec![look_up]));
         }
 
         let mut actions = Actions::default();
-        let changed = self.apply(alert, email.as_deref());
+        changed.extend(self.learn_state(alert));
         match &email {
             Some(email) => {
                 for kind in route {
@@ -139,57 +138,112 @@ impl Planning<'_> {
                     actions.add(Kind::JiraAccess, &email, Some(end), false);
                 }
             }
-            if let Some((old, new)) = old_address {
-                actions.add(Kind::JiraAccess, &old, None, false);
-                actions.add(Kind::JiraAccess, &new, None, false);
-            }
         }
         let decision = if actions.0.is_empty() { Decision::Ignored } else { Decision::Actions(actions.0) };
         (email, decision)
     }
 
-    /// Notes a new address; returns the old and the new one if they differ.
-    fn learn_address(&mut self, alert: &Alert) -> Option<(String, String)> {
-        let address = alert.says.new_address.clone()?;
-        self.plan.new_addresses.push((address.clone(), alert.happened_at));
-        let (old, new) = match address {
-            NewAddress::Classic { old, new } => (Some(old), new),
-            NewAddress::Billing { customer_id, email } => {
-                (self.subscriptions.addresses.insert(customer_id, email.clone()), email)
+    /// Notes a new address; returns the customers who have to be evaluated: whoever had the old one, and has the new one.
+    fn learn_address(&mut self, alert: &Alert) -> Vec<Change> {
+        let mut changes = Vec::new();
+        match &alert.says.new_address {
+            None => {}
+            Some(NewAddress::Classic { old, new }) => {
+                let change = AddressChange {
+                    alert_id: alert.alert_id.clone(),
+                    happened_at: alert.happened_at,
+                    old: old.clone(),
+                    new: new.clone(),
+                };
+                if !self.known.address_changes.contains(&change) {
+                    self.known.address_changes.push(change.clone());
+                    self.plan.address_changes.push(change);
+                }
+                changes.extend(self.evaluate(Source::Classic));
+                changes.extend([new, old].map(|email| Change { email: email.clone(), ends: None }));
             }
-        };
-        let old = old.filter(|old| *old != new)?;
-        self.plan.paid_changed.extend([old.clone(), new.clone()]);
-        Some((old, new))
+            Some(NewAddress::Billing { customer_id, email }) => {
+                let held = self.known.addresses.get(customer_id);
+                if held.is_none_or(|(_, as_of)| *as_of <= alert.happened_at) {
+                    let old = held.map(|(old, _)| old.clone()).filter(|old| old != email);
+                    let learnt = (email.clone(), alert.happened_at);
+                    self.known.addresses.insert(customer_id.clone(), learnt.clone());
+                    self.plan.addresses.insert(customer_id.clone(), learnt);
+                    changes.extend(self.evaluate(Source::Billing));
+                    if let Some(old) = old {
+                        changes.extend([email.clone(), old].map(|email| Change { email, ends: None }));
+                    }
+                }
+            }
+        }
+        changes
     }
 
-    /// Applies the alert to the ledger; returns whose entitlement that changes.
-    fn apply(&mut self, alert: &Alert, email: Option<&str>) -> Vec<Change> {
-        let Some(state) = &alert.says.subscription else { return Vec::new() };
-        let news = News {
-            state,
-            email,
-            customer_id: alert.says.customer_id.as_deref(),
-            happened_at: alert.happened_at,
-            alert_id: &alert.alert_id,
-            ends_now: alert.says.full_refund && self.policy.revoke_on_full_refund,
-        };
+    /// Notes what the alert says of its subscription; returns the customers for whom that changes anything.
+    fn learn_state(&mut self, alert: &Alert) -> Vec<Change> {
+        let says = &alert.says;
+        let Some(state) = &says.subscription else { return Vec::new() };
         let key = (alert.source, state.id.clone());
-        let held = self.subscriptions.subscriptions.get(&key);
-        let Some(entry) = access::apply(held, &news) else { return Vec::new() };
-        let same = held.is_some_and(|held| {
-            (&held.email, &held.plans, held.entitled_until) == (&entry.email, &entry.plans, entry.entitled_until)
-        });
-        let mut changes = Vec::new();
-        if !same {
-            // A subscription that moved to another address is lost to the old one.
-            let before = held.and_then(|held| held.email.clone()).filter(|before| Some(before) != entry.email.as_ref());
-            changes.extend(before.map(|email| Change { email, ends: None }));
-            changes.extend(entry.email.clone().map(|email| Change { email, ends: entry.entitled_until }));
-            self.plan.paid_changed.extend(changes.iter().map(|change| change.email.clone()));
+        let told = self.known.told.entry(key.clone()).or_default();
+        if !told.iter().any(|told| told.alert_id == alert.alert_id) {
+            let new = Told {
+                alert_id: alert.alert_id.clone(),
+                happened_at: alert.happened_at,
+                status: state.status,
+                old_status: state.old_status,
+                plans: state.plans.clone(),
+                ends: state.ends,
+                full_refund: says.full_refund,
+                email: says.email.clone(),
+                customer_id: says.customer_id.clone(),
+            };
+            told.push(new.clone());
+            self.plan.told.push((key.clone(), new));
+        }
+        self.evaluate_one(&key)
+    }
+
+    fn evaluate(&mut self, source: Source) -> Vec<Change> {
+        let keys: Vec<Key> = self.known.told.keys().filter(|(of, _)| *of == source).cloned().collect();
+        keys.iter().flat_map(|key| self.evaluate_one(key)).collect()
+    }
+
+    /// Brings a subscription's entry in line with what is known of it; returns the customers for whom that changes anything.
+    fn evaluate_one(&mut self, key: &Key) -> Vec<Change> {
+        let told = self.known.told.get(key).map_or(&[][..], Vec::as_slice);
+        let Some(standing) = access::standing(told, self.policy.revoke_on_full_refund) else { return Vec::new() };
+        let (email, told_email) = match key.0 {
+            Source::Billing => {
+                let address = standing.customer_id.as_ref().and_then(|id| self.known.addresses.get(id));
+                (address.map(|(email, _)| email.clone()), None)
+            }
+            Source::Classic => standing.email.as_ref().map_or((None, None), |(told, since)| {
+                (Some(access::address_now(told, *since, &self.known.address_changes)), Some(told.clone()))
+            }),
+        };
+        let entry = Subscription {
+            email,
+            told_email,
+            customer_id: standing.customer_id,
+            plans: standing.plans,
+            status: standing.status,
+            entitled_until: standing.entitled_until,
+            as_of: standing.as_of,
+        };
+        let held = self.known.subscriptions.insert(key.clone(), entry.clone());
+        if held.as_ref() == Some(&entry) {
+            return Vec::new();
         }
         self.plan.subscriptions.insert(key.clone(), entry.clone());
-        self.subscriptions.subscriptions.insert(key, entry);
+        let what_counts = |entry: &Subscription| (entry.email.clone(), entry.plans.clone(), entry.entitled_until);
+        if held.as_ref().map(what_counts) == Some(what_counts(&entry)) {
+            return Vec::new();
+        }
+        // A subscription that moved to another address is lost to the old one.
+        let before = held.and_then(|held| held.email).filter(|before| Some(before) != entry.email.as_ref());
+        let mut changes: Vec<Change> = before.map(|email| Change { email, ends: None }).into_iter().collect();
+        changes.extend(entry.email.map(|email| Change { email, ends: entry.entitled_until }));
+        self.plan.paid_changed.extend(changes.iter().map(|change| change.email.clone()));
         changes
     }
 }
