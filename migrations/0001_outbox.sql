@@ -40,7 +40,7 @@ create table outbox (
 
 create index outbox_to_plan on outbox (id) where to_plan;
 create index outbox_unsettled on outbox (status, received_at) where status in ('pending', 'dead');
-create index outbox_settled on outbox (status, finished_at) where status in ('done', 'ignored');
+create index outbox_settled on outbox (finished_at) include (status) where status in ('done', 'ignored');
 
 create table outbox_action (
   id          uuid        primary key,
@@ -67,6 +67,8 @@ create table outbox_action (
   due_at      timestamptz not null default clock_timestamp(),
   -- When it may next be claimed: later than due_at after a failure; while it is running, the end of its lease.
   run_at      timestamptz not null default clock_timestamp(),
+  -- Failures of the configuration in a row, which use no attempt: each lets the others go first for longer.
+  setbacks    integer     not null default 0,
   last_error  text,
   created_at  timestamptz not null default clock_timestamp(),
   finished_at timestamptz,
@@ -84,7 +86,7 @@ create table outbox_action (
   constraint outbox_action_finished_at_the_end check ((status in ('done', 'dead', 'discarded')) = (finished_at is not null)),
   constraint outbox_action_done_says_what check ((status = 'done') = (outcome is not null)),
   constraint outbox_action_dead_says_why check (status <> 'dead' or last_error is not null),
-  constraint outbox_action_attempts_sane check (attempts >= 0)
+  constraint outbox_action_attempts_sane check (attempts >= 0 and setbacks >= 0)
 ) with (fillfactor = 80);
 
 create index outbox_action_alert on outbox_action (outbox_id);
@@ -132,7 +134,8 @@ create table subscription (
   primary key (source, subscription_id),
   constraint subscription_source_known check (source in ('classic', 'billing')),
   constraint subscription_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled')),
-  constraint subscription_email_lower_case check (email !~ '[A-Z]')
+  constraint subscription_email_lower_case check (email !~ '[A-Z]'),
+  constraint subscription_end_is_a_time check (isfinite(entitled_until))
 );
 
 create index subscription_email on subscription (email);
@@ -220,6 +223,8 @@ create table destination (
   failures      integer     not null default 0,
   -- After a configuration failure one action at a time is tried, until one succeeds.
   probing       boolean     not null default false,
+  -- Until then a worker is at it.
+  probe_until   timestamptz,
   constraint destination_known check (name in ('jira', 'slack', 'paddle')),
   constraint destination_failures_sane check (failures >= 0)
 );
@@ -239,31 +244,37 @@ left join lateral (
 where a.status = 'dead';
 
 create view access as
-with paid as (
-  select s.email,
-         bool_or(e.entitled) as paid,
-         array(select distinct p from subscription x, unnest(x.plans) p
-               where x.email = s.email and (x.entitled_until is null or x.entitled_until > now()) order by p) as paid_for,
-         max(s.entitled_until) filter (where s.entitled_until <= now()) as last_end
-  from subscription s
-  cross join lateral (select s.entitled_until is null or s.entitled_until > now() as entitled) e
-  where s.email is not null
-  group by s.email
-), made as (
-  select email, array_agg(target order by target) as given, max(since) as since
+with entitled as (
+  select email, plans from subscription
+  where email is not null and (entitled_until is null or entitled_until > now())
+), paid as (
+  select email, array_agg(distinct plan order by plan) filter (where plan is not null) as plans
+  from entitled left join unnest(plans) as plan on true group by email
+), wanted as (
+  select e.email, array_agg(distinct r.target order by r.target) as targets
+  from entitled e join access_rule r on r.plan = '*' or r.plan = any (e.plans) group by e.email
+), given as (
+  select email, array_agg(target order by target) as targets, max(since) as since
   from membership where state <> 'intended' group by email
-), both_sides as (
-  select email, coalesce(p.paid, false) as paid, coalesce(p.paid_for, '{}') as paid_for, p.last_end,
-         coalesce(m.given, '{}') as given, m.since as given_since,
-         array(select distinct r.target from access_rule r
-               where coalesce(p.paid, false) and (r.plan = '*' or r.plan = any (p.paid_for)) order by r.target) as wanted
-  from paid p full join made m using (email)
+), ended as (
+  select email, max(entitled_until) as at from subscription where entitled_until <= now() group by email
+), everybody as (
+  select email from subscription where email is not null union select email from membership
 )
-select b.email, b.paid, b.paid_for, b.wanted, b.given, c.access_made_at,
-       case when b.wanted <> b.given
-            then coalesce(greatest(c.paid_changed_at, b.last_end), b.given_since, now()) end as differs_since
-from both_sides b
-left join customer c on c.email = b.email;
+select x.email,
+       p.email is not null as paid,
+       coalesce(p.plans, '{}') as paid_for,
+       coalesce(w.targets, '{}') as wanted,
+       coalesce(g.targets, '{}') as given,
+       c.access_made_at,
+       case when w.targets is distinct from g.targets
+            then coalesce(greatest(c.paid_changed_at, ended.at), g.since, now()) end as differs_since
+from everybody x
+left join paid p on p.email = x.email
+left join wanted w on w.email = x.email
+left join given g on g.email = x.email
+left join ended on ended.email = x.email
+left join customer c on c.email = x.email;
 
 -- Replay.
 --
@@ -281,6 +292,7 @@ begin
   new.claim_token := null;
   new.claimed_by := null;
   new.leader_id := null;
+  new.setbacks := 0;
   return new;
 end $$;
 
@@ -290,7 +302,11 @@ create trigger outbox_action_revive before update of status on outbox_action for
 
 create function outbox_action_revived() returns trigger language plpgsql as $$
 begin
-  update outbox set status = 'pending', finished_at = null, last_error = null where id = new.outbox_id and status <> 'pending';
+  -- Under lock, so that of two replays at once the second sees what the first has done.
+  perform from outbox where id = new.outbox_id for update;
+  update outbox set status = 'pending', finished_at = null, last_error = null
+  where id = new.outbox_id and status <> 'pending'
+    and not exists (select from outbox_action where outbox_id = new.outbox_id and status = 'dead');
   perform pg_notify('oarlock', new.destination);
   return null;
 end $$;
@@ -343,6 +359,8 @@ create function outbox_settle(alerts uuid[]) returns void language sql as $$
     group by a.outbox_id
   ) s
   where o.id = s.outbox_id and o.status <> s.status and not o.to_plan
+    -- What ended by itself, before any action could end it, is not the actions' to say.
+    and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null)
 $$;
 
 -- An action that ends without a result (buried at claim time, discarded by hand) settles its alert whoever ended it. The
@@ -419,6 +437,7 @@ create function destination_resume() returns trigger language plpgsql as $$
 begin
   new.paused_reason := null;
   new.failures := 0;
+  new.probe_until := null;
   return new;
 end $$;
 
@@ -428,6 +447,12 @@ create trigger destination_resume before update of paused_until on destination f
 
 create function destination_resumed() returns trigger language plpgsql as $$
 begin
+  -- Somebody says it is mended: what had to stand back is due now, what failed least often first. (A worker whose probe
+  -- went through, which ends the probing, can only tell for that one action.)
+  if new.probing = old.probing then
+    update outbox_action set run_at = clock_timestamp() - interval '1 s' + least(setbacks, 999) * interval '1 ms'
+    where destination = new.name and status = 'pending' and setbacks > 0 and run_at > clock_timestamp();
+  end if;
   perform pg_notify('oarlock', new.name);
   return null;
 end $$;

@@ -238,6 +238,49 @@ async fn payment_before_creation() {
 }
 
 #[tokio::test]
+async fn a_payment_for_a_subscription_that_is_not_known_yet_invites() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_api().set_customer("ctm_01", ANN);
+    oarlock.billing_sends(&Billing::transaction_completed("ctm_01").set("/data/subscription_id", "sub_1".into())).await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN) && oarlock.jira().invited(ANN) == 1, "{}", oarlock.outbox().await);
+}
+
+/// A cancellation that leaves the address out still concerns whom the subscription belongs to.
+#[tokio::test]
+async fn an_alert_without_an_address_concerns_the_known_customer() {
+    let oarlock = Oarlock::start().await;
+    let group = oarlock.jira().group("commercial-support");
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("8").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled("").subscription("8").ended()).await;
+    oarlock.settles().await;
+    assert!(!group.has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// One account, two addresses of the same person: the membership moves with the address, in whichever order the two are
+/// evaluated.
+#[tokio::test]
+async fn an_address_changes_and_the_membership_stays() {
+    for edition in [Edition::Cloud, Edition::DataCenter] {
+        let oarlock = Settings::default().jira(edition).start().await;
+        let group = oarlock.jira().group("commercial-support");
+        oarlock
+            .paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1)))
+            .await;
+        oarlock.settles().await;
+        oarlock.jira().change_email(ANN, "ann@new.example.com");
+        oarlock.paddle_sends(&Classic::update_audience_member(ANN, "ann@new.example.com")).await;
+        oarlock.settles().await;
+        assert!(group.has("ann@new.example.com"), "{edition:?}\n{}", oarlock.outbox().await);
+        assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+        oarlock.paddle_sends(&Classic::subscription_cancelled("ann@new.example.com").subscription("1").ended()).await;
+        oarlock.settles().await;
+        assert!(!group.has("ann@new.example.com"), "{edition:?}\n{}", oarlock.outbox().await);
+    }
+}
+
+#[tokio::test]
 async fn routes_can_be_changed() {
     let oarlock = Settings::default()
         .set("OARLOCK_ROUTES__PAYMENT_SUCCEEDED", "slack_invite")

@@ -90,6 +90,25 @@ async fn replay_dead_letters_by_destination_time_and_number() {
     is_done(&oarlock, replayed).await;
 }
 
+/// An alert with two dead actions of which one is replayed stays dead until the other is as well.
+#[tokio::test]
+async fn an_alert_is_as_dead_as_its_actions() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "1").start().await;
+    oarlock.slack().fail(Fault::status(500));
+    oarlock.jira().fail(Fault::status(500));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("both are dead", "select count(*) = 2 from outbox_action where status = 'dead'").await;
+    oarlock.slack().clear_faults();
+    oarlock.jira().clear_faults();
+    oarlock.sql("update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "dead");
+    assert_eq!(oarlock.value::<i32>("select replay(id) from outbox").await, 1);
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
+    assert_eq!(oarlock.slack().invitation_count(ANN), 1);
+}
+
 #[tokio::test]
 async fn discard_ends_a_dead_letter_without_running_it() {
     let oarlock = with_a_dead_letter().await;
@@ -496,6 +515,93 @@ async fn an_action_that_kills_its_workers_is_buried() {
     oarlock.settles().await;
     let row = "select concat_ws(' ', o.status, a.status, a.attempts, a.last_error) from outbox_action a join outbox o on o.id = a.outbox_id";
     assert_eq!(oarlock.value::<String>(row).await, "dead dead 2 its worker vanished amid the last of 2 attempts");
+}
+
+/// An action that alone meets a wrong configuration stands back behind the others, and does not keep the pause for them.
+#[tokio::test]
+async fn one_action_that_is_wrong_by_itself_does_not_hold_up_the_others() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.jira().create_group("old");
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"old"}]"#);
+    oarlock.start_worker().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.settles().await;
+    // The group is given up, here and in Jira: what Ann was given there cannot be taken away any more.
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#);
+    oarlock.jira().delete_group("old");
+    oarlock.start_worker().await;
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
+    oarlock.until("the pause", "select paused_until > now() from destination where name = 'jira'").await;
+    for who in ["bob", "eve"] {
+        oarlock.paddle_sends(&Classic::subscription_created(&format!("{who}@example.com")).subscription(who)).await;
+    }
+    oarlock
+        .until(
+            "they are planned",
+            "select count(*) = 2 from outbox_action where kind = 'jira_invite' and status = 'pending'",
+        )
+        .await;
+    // Five minutes pass, twice: who was waiting goes first, and the one that is wrong stands back for longer each time.
+    for round in 1..=2 {
+        let passes = "set session_replication_role = replica;
+                      update destination set paused_until = paused_until - interval '5 min' where name = 'jira';
+                      reset session_replication_role;
+                      update outbox_action set run_at = run_at - interval '5 min' where setbacks > 0";
+        sqlx::raw_sql(passes).execute(oarlock.pool()).await.unwrap();
+        if round == 1 {
+            oarlock
+                .until(
+                    "it failed again",
+                    "select setbacks = 2 and status = 'pending' from outbox_action where setbacks > 0",
+                )
+                .await;
+        }
+    }
+    let group = oarlock.jira().group("commercial-support");
+    oarlock.sees("the others are served", |_| group.has("bob@example.com") && group.has("eve@example.com")).await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead'").await, 0);
+}
+
+/// Whatever a vendor answers, it holds up the records of nobody else.
+#[tokio::test]
+async fn an_answer_that_postgres_cannot_hold_holds_up_nobody() {
+    let oarlock = Oarlock::start().await;
+    oarlock.slack().fail(Fault::slack_error("odd\0code").times(5));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.settles().await;
+    let row = "select concat_ws(' ', status, attempts, last_error) from outbox_action where kind = 'slack_invite'";
+    let row: String = oarlock.value(row).await;
+    assert!(row.starts_with("dead 5 ") && row.contains("odd code"), "{row}");
+    // A result that is refused for another reason ends its own action alone.
+    oarlock.sql("alter table outbox_attempt add constraint trap check (http_status <> 418)").await;
+    oarlock.slack().fail(Fault::status(418).times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.settles().await;
+    let dead = "select email from outbox_action where last_error like 'its result cannot be stored%'";
+    assert_eq!(oarlock.value::<String>(dead).await, "bob@example.com");
+    assert_eq!(oarlock.jira().invited("bob@example.com"), 1);
+}
+
+/// A stopping worker ends although the database neither answers nor fails.
+#[tokio::test]
+async fn a_stopping_worker_does_not_wait_for_a_database_that_hangs() {
+    let mut oarlock = Settings::default().set("OARLOCK_WORKER__SHUTDOWN_GRACE", "100ms").start().await;
+    let mut lock = oarlock.pool().begin().await.unwrap();
+    sqlx::query("lock table outbox_action, outbox in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let waiting =
+        "select count(*) > 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+    oarlock.until("the worker waits", waiting).await;
+    let stopping = Instant::now();
+    let exit = oarlock.workers.remove(0).stops().await;
+    assert!(
+        exit.code == Some(0) && stopping.elapsed() < Duration::from_secs(15),
+        "{:?} {}",
+        stopping.elapsed(),
+        exit.output
+    );
+    lock.rollback().await.unwrap();
 }
 
 /// Ready within a second, small when idle, and quick to act.

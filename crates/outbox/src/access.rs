@@ -157,7 +157,8 @@ fn by_chain(before: Option<Status>, moment: &mut [&Told]) {
         let mut at = before;
         let mut links = 0;
         for told in order {
-            links += usize::from(told.old_status.is_some() && told.old_status == at && told.old_status != Some(told.status));
+            links +=
+                usize::from(told.old_status.is_some() && told.old_status == at && told.old_status != Some(told.status));
             at = Some(told.status);
         }
         if best.as_ref().is_none_or(|(most, _)| links > *most) {

@@ -78,7 +78,8 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
     let rows = sqlx::query!(
         r#"
         with gate as materialized (
-          select probing from destination where name = $1 and (paused_until is null or paused_until <= now())
+          select probing from destination
+          where name = $1 and (paused_until is null or paused_until <= now()) and (not probing or probe_until is null or probe_until <= now())
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
           where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and exists (select from gate)
@@ -97,9 +98,12 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           select distinct on (subject) * from due order by subject, (status = 'running') desc, place, id
         ), chosen as (
           select * from of_each_customer order by place, id
-          limit case when (select probing from gate)
-                     then case when exists (select from outbox_action where destination = $1 and status = 'running' and run_at > now()) then 0 else 1 end
-                     else $2 end
+          limit case when (select probing from gate) then 1 else $2 end
+        ), probe as (
+          -- Another worker that is about to probe as well waits for this row, and then finds it taken.
+          update destination set probe_until = now() + $3
+          where name = $1 and probing and (probe_until is null or probe_until <= now()) and exists (select from chosen)
+          returning name
         ), buried as (
           update outbox_action a
           set status = 'dead', finished_at = clock_timestamp(), claim_token = null, claimed_by = null,
@@ -109,13 +113,17 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
         ), claimed as (
           update outbox_action a
           set status = 'running', attempts = a.attempts + 1, run_at = now() + $3, claim_token = $4, claimed_by = $6, leader_id = null
-          from chosen c where a.id = c.id and not (c.status = 'running' and c.attempts >= $5)
+          from chosen c
+          where a.id = c.id and not (c.status = 'running' and c.attempts >= $5)
+            and (exists (select from probe) or not (select probing from gate))
           returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
         ), follower as (
-          select f.id, l.id as leader_id from outbox_action f
-          join claimed l on f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
-          where f.destination = $1 and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
-          for update of f skip locked
+          -- Row by row, whatever the planner believes of a table that has just filled up.
+          select f.id, l.id as leader_id from claimed l cross join lateral (
+            select f.id from outbox_action f
+            where f.destination = $1 and f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
+              and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
+            for update skip locked) f
         ), tied as (
           update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id
         )

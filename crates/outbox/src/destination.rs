@@ -39,7 +39,7 @@ pub async fn pause_until_mended(pool: &PgPool, destination: Destination, reason:
     sqlx::query!(
         "update destination
          set paused_until = clock_timestamp() + least(interval '5 min' * power(2, least(failures, 10)), interval '1 hour'),
-             paused_reason = $2, failures = failures + 1, probing = true
+             paused_reason = $2, failures = failures + 1, probing = true, probe_until = null
          where name = $1 and (paused_until is null or paused_until <= clock_timestamp())",
         destination.as_str(),
         reason
@@ -49,17 +49,23 @@ pub async fn pause_until_mended(pool: &PgPool, destination: Destination, reason:
     .map(drop)
 }
 
-/// The probe went through: everybody may call again.
+/// The probe went through (everybody may call again), or told nothing (another one may try).
 ///
 /// # Errors
 /// When the database is away.
-pub async fn mended(pool: &PgPool, destination: Destination) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "update destination set paused_until = null, paused_reason = null, failures = 0, probing = false
-         where name = $1 and probing and (paused_until is null or paused_until <= clock_timestamp())",
-        destination.as_str()
-    )
-    .execute(pool)
-    .await
-    .map(drop)
+pub async fn probed(pool: &PgPool, destination: Destination, went_through: bool) -> Result<(), sqlx::Error> {
+    if went_through {
+        sqlx::query!(
+            "update destination set paused_until = null, paused_reason = null, failures = 0, probing = false, probe_until = null
+             where name = $1 and probing and (paused_until is null or paused_until <= clock_timestamp())",
+            destination.as_str()
+        )
+        .execute(pool)
+        .await?;
+    } else {
+        sqlx::query!("update destination set probe_until = null where name = $1", destination.as_str())
+            .execute(pool)
+            .await?;
+    }
+    Ok(())
 }

@@ -43,6 +43,14 @@ impl MemberState {
             Self::Found => "found",
         }
     }
+
+    fn parse(word: &str) -> Self {
+        match word {
+            "given" => Self::Given,
+            "found" => Self::Found,
+            _ => Self::Intended,
+        }
+    }
 }
 
 /// The claim is not ours any more: another worker has the action, and nothing was written.
@@ -75,6 +83,23 @@ pub async fn paid(pool: &PgPool, email: &str) -> Result<Paid, sqlx::Error> {
     plans.sort();
     plans.dedup();
     Ok(Paid { entitled, plans })
+}
+
+/// Whether this customer had a subscription and has none any more that pays. Whom the ledger does not know has not left: a
+/// payment may come before its subscription.
+///
+/// # Errors
+/// When the database is away.
+pub async fn has_left(pool: &PgPool, email: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select (exists (select from subscription where email = $1)
+                   or exists (select from customer where email = $1 and paid_changed_at is not null))
+              and not exists (select from subscription where email = $1 and (entitled_until is null or entitled_until > clock_timestamp()))
+              as "has_left!""#,
+        email
+    )
+    .fetch_one(pool)
+    .await
 }
 
 /// The Jira account kept for this customer.
@@ -119,15 +144,9 @@ pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Member>, sqlx
     let rows = sqlx::query!("select target, account, state from membership where email = $1 order by target", email)
         .fetch_all(pool)
         .await?;
-    let state = |word: &str| match word {
-        "given" => MemberState::Given,
-        "found" => MemberState::Found,
-        _ => MemberState::Intended,
-    };
-    Ok(rows
-        .into_iter()
-        .map(|row| Member { state: state(&row.state), target: row.target, account: row.account })
-        .collect())
+    let member =
+        |(state, target, account): (String, _, _)| Member { state: MemberState::parse(&state), target, account };
+    Ok(rows.into_iter().map(|row| member((row.state, row.target, row.account))).collect())
 }
 
 /// Writes down what we know of a membership.
@@ -159,6 +178,22 @@ pub async fn keep_membership(
     .execute(pool)
     .await?;
     fenced(written.rows_affected())
+}
+
+/// What we know of the same membership of the same account under other addresses: one person may have two.
+///
+/// # Errors
+/// When the database is away.
+pub async fn same_account(pool: &PgPool, email: &str, member: &Member) -> Result<Vec<MemberState>, sqlx::Error> {
+    let states = sqlx::query_scalar!(
+        "select state from membership where target = $1 and account = $2 and email <> $3",
+        member.target,
+        member.account,
+        email
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(states.iter().map(|word| MemberState::parse(word)).collect())
 }
 
 /// Strikes out a membership that was taken away.
@@ -210,7 +245,7 @@ fn fenced(rows: u64) -> Result<(), FencedWriteError> {
     if rows == 0 { Err(ClaimLost.into()) } else { Ok(()) }
 }
 
-/// Keeps the address of a Billing customer, learnt at that time or (none) just now, unless a newer one is known.
+/// Keeps the address of a Billing customer, learnt at that time, unless a newer one is known.
 ///
 /// # Errors
 /// When the database is away.
@@ -218,10 +253,10 @@ pub async fn keep_address(
     executor: impl PgExecutor<'_>,
     customer_id: &str,
     email: &str,
-    as_of: Option<DateTime<Utc>>,
+    as_of: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "insert into billing_customer as held (customer_id, email, as_of) values ($1, $2, coalesce($3, clock_timestamp()))
+        "insert into billing_customer as held (customer_id, email, as_of) values ($1, $2, $3)
          on conflict (customer_id) do update set email = excluded.email, as_of = excluded.as_of where held.as_of <= excluded.as_of",
         customer_id,
         email,
@@ -232,13 +267,23 @@ pub async fn keep_address(
     .map(drop)
 }
 
-/// Whether the address of the customer that a look-up is for was learnt after the look-up was meant to be made.
+/// Whether a look-up has its answer already.
+#[derive(Debug)]
+pub struct LookUp {
+    /// The address was learnt after the look-up was meant to be made.
+    pub is_answered: bool,
+    /// Postgres's clock: what Paddle answers from now on is at least as new.
+    pub now: DateTime<Utc>,
+}
+
+/// Looks whether a look-up still has to be made.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn is_answered(pool: &PgPool, claim: &Claim) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"select exists (
+pub async fn look_up(pool: &PgPool, claim: &Claim) -> Result<LookUp, sqlx::Error> {
+    sqlx::query_as!(
+        LookUp,
+        r#"select clock_timestamp() as "now!", exists (
              select from billing_customer c join outbox_action a on a.customer_id = c.customer_id
              where a.id = $1 and c.as_of >= a.due_at) as "is_answered!""#,
         claim.id()

@@ -38,14 +38,17 @@ pub use names::{AlertName, Destination, Kind, Source, Unknown};
 /// The schema's triggers use it too.
 pub const CHANNEL: &str = "oarlock";
 
-/// Whether a statement lost against another one and may be tried again at once: serialization failure, deadlock, or two
-/// workers claiming for the same customer in the same instant.
+/// Whether a statement lost against another one and may be tried again in a moment: serialization failure, deadlock, a lock
+/// that was not to be had in time, or two workers claiming for the same customer in the same instant.
 pub fn is_conflict(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
-        matches!(error.code().as_deref(), Some("40001" | "40P01"))
+        matches!(error.code().as_deref(), Some("40001" | "40P01" | "55P03"))
             || error.constraint() == Some("outbox_action_one_running")
     })
 }
+
+/// How long to leave the other one alone.
+pub const AFTER_A_CONFLICT: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// Whether a statement failed because of the values it was given, so that giving them again is no use.
 pub fn is_about_the_data(error: &sqlx::Error) -> bool {

@@ -106,9 +106,12 @@ pub struct NewAction {
 pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     // Whoever falls silent in the middle must not keep the others from planning.
-    sqlx::query!("select pg_advisory_xact_lock($1), set_config('idle_in_transaction_session_timeout', '30s', true)", LOCK)
-        .fetch_one(&mut *transaction)
-        .await?;
+    sqlx::query!(
+        "select pg_advisory_xact_lock($1), set_config('idle_in_transaction_session_timeout', '30s', true)",
+        LOCK
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
     let rows = sqlx::query!(
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload,
@@ -289,7 +292,7 @@ impl Batch {
             write_address_change(transaction, change).await?;
         }
         for (customer_id, (email, as_of)) in &plan.addresses {
-            ledger::keep_address(&mut **transaction, customer_id, email, Some(*as_of)).await?;
+            ledger::keep_address(&mut **transaction, customer_id, email, *as_of).await?;
         }
         if !plan.paid_changed.is_empty() {
             let mut emails = plan.paid_changed.clone();
@@ -307,16 +310,21 @@ impl Batch {
         write_alerts(transaction, &plan.alerts).await?;
         self.transaction.commit().await
     }
+}
 
-    /// Marks one alert that cannot be planned and lets go of the others.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn bury(mut self, alert: Uuid, reason: &str) -> Result<(), sqlx::Error> {
-        let planned = PlannedAlert { id: alert, email: None, decision: Decision::Dead(reason.to_owned()) };
-        write_alerts(&mut self.transaction, &[planned]).await?;
-        self.transaction.commit().await
-    }
+/// Marks an alert that cannot be planned, unless that was done meanwhile.
+///
+/// # Errors
+/// When the database is away.
+pub async fn bury(pool: &PgPool, alert: Uuid, reason: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update outbox set to_plan = false, status = 'dead', last_error = $2, finished_at = clock_timestamp() where id = $1 and to_plan",
+        alert,
+        reason
+    )
+    .execute(pool)
+    .await
+    .map(drop)
 }
 
 async fn write_subscriptions(

@@ -151,14 +151,44 @@ mod strict_json {
     const DUPLICATE: &str = "duplicate name";
 
     pub(super) fn parse(body: &[u8]) -> Result<Value, Malformed> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let value = Strict.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
+        let mut value = parse_once(body);
+        if value.is_err() {
+            // A surrogate without its other half is text to Paddle, where somebody cut a string, and to no parser here.
+            value = parse_once(&with_whole_surrogates(body));
+        }
         match value {
             Ok(value @ Value::Object(_)) => Ok(value),
             Ok(_) => Err(Malformed::NotJson),
             Err(error) if error.is_data() && error.to_string().starts_with(DUPLICATE) => Err(Malformed::DuplicateName),
             Err(_) => Err(Malformed::NotJson),
         }
+    }
+
+    fn parse_once(body: &[u8]) -> serde_json::Result<Value> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        Strict.deserialize(&mut json).and_then(|value| json.end().map(|()| value))
+    }
+
+    /// Puts U+FFFD in place of each `\\uD800` to `\\uDFFF` that is no half of a pair.
+    fn with_whole_surrogates(body: &[u8]) -> Vec<u8> {
+        let unit = |at: usize| {
+            let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
+            u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+        };
+        let (mut whole, mut at) = (body.to_vec(), 0);
+        while at < body.len() {
+            at += match (body[at], unit(at)) {
+                (b'\\', Some(0xd800..=0xdbff)) if matches!(unit(at + 6), Some(0xdc00..=0xdfff)) => 12,
+                (b'\\', Some(0xd800..=0xdfff)) => {
+                    whole[at..at + 6].copy_from_slice(b"\\ufffd");
+                    6
+                }
+                // Two bytes at once: an escaped backslash begins no escape.
+                (b'\\', _) => 2,
+                _ => 1,
+            };
+        }
+        whole
     }
 
     struct Strict;
@@ -273,6 +303,7 @@ mod tests {
         assert_eq!(check("alert_id=1").unwrap_err(), Malformed::NotJson);
         assert_eq!(check(r#"{"event_id":5}"#).unwrap_err(), Malformed::NoId("event_id"));
         assert_eq!(check(r#"{"event_id":"e","x":"a\u0000b"}"#).unwrap(), "e");
+        assert_eq!(check(r#"{"event_id":"e","x":"\ud83d \ude00\ud83d\ude00 \\ud83d"}"#).unwrap(), "e");
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub enum Verdict {
     Retry { after: Duration, error: String },
     /// Handed back after that time as if it had not been claimed: a pause or a stop uses no attempt.
     HandedBack { after: Duration, error: Option<String> },
+    /// Handed back because the configuration is wrong, which uses no attempt: not before the destination's pause is over,
+    /// and later with each time, so that one action that is wrong by itself does not keep all others from being tried.
+    StoodBack { error: String },
     /// Dead, and why.
     Dead(String),
 }
@@ -49,6 +52,12 @@ impl Finished {
         self.claim.kind
     }
 
+    /// The same end of the same claim, with another verdict: for one that Postgres does not take.
+    #[must_use]
+    pub fn instead(self, verdict: Verdict) -> Self {
+        Self { verdict, attempt: None, ..self }
+    }
+
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
     }
@@ -68,14 +77,19 @@ impl Finished {
 pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sqlx::Error> {
     let ids: Vec<Uuid> = results.iter().map(|result| result.claim.id()).collect();
     let mut transaction = pool.begin().await?;
-    let alerts = sqlx::query_scalar!(
+    // Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, and long
+    // before Postgres looks for deadlocks and lets the operator's statement fail.
+    sqlx::query!("select set_config('lock_timeout', '300ms', true)").fetch_one(&mut *transaction).await?;
+    sqlx::query!(
         r#"
         select id from outbox
         where id in (
           select a.outbox_id from outbox_action a where a.id = any($1)
           union
-          select f.outbox_id from outbox_action l
-          join outbox_action f on f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+          select f.outbox_id from outbox_action l cross join lateral (
+            select f.outbox_id from outbox_action f
+            where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+            offset 0) f
           where l.id = any($1))
         order by id for update
         "#,
@@ -83,25 +97,41 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     )
     .fetch_all(&mut *transaction)
     .await?;
+    if results.iter().any(|result| matches!(result.verdict, Verdict::StoodBack { .. })) {
+        // A pause that somebody ends in this moment is over for what is written here as well.
+        sqlx::query!("select name from destination order by name for share").fetch_all(&mut *transaction).await?;
+    }
     let now = Instant::now();
     let milliseconds = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let recorded = sqlx::query!(
         r#"
         with result as materialized (
           select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bool[],
-                               $8::bigint[], $9::bigint[], $10::int[], $11::text[])
-            as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error)
+                               $8::bigint[], $9::bigint[], $10::int[], $11::text[], $12::bool[])
+            as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back)
         ), recorded as (
           update outbox_action a
           set status = r.status, outcome = r.outcome,
               last_error = case when r.status = 'done' then null else coalesce(r.error, a.last_error) end,
-              attempts = a.attempts - case when r.counted then 0 else 1 end,
-              run_at = case when r.status = 'pending' then clock_timestamp() + r.delay_ms * interval '1 ms' else a.run_at end,
+              attempts = greatest(a.attempts - case when r.counted then 0 else 1 end, 0),
+              setbacks = case when r.stood_back then a.setbacks + 1 else 0 end,
+              run_at = case when r.stood_back
+                            then greatest(clock_timestamp(), case when isfinite(d.paused_until) then d.paused_until end)
+                                 + least(interval '5 min' * (power(2, least(a.setbacks, 10)) - 1), interval '1 hour')
+                            when r.status = 'pending' then clock_timestamp() + r.delay_ms * interval '1 ms'
+                            else a.run_at end,
               finished_at = case when r.status <> 'pending' then clock_timestamp() end,
               claim_token = null, claimed_by = null
-          from result r
-          where a.id = r.id and a.claim_token = r.token and a.status = 'running'
-          returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts, r.counted
+          from result r, destination d
+          where a.id = r.id and a.claim_token = r.token and a.status = 'running' and d.name = a.destination
+          returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts,
+                    r.counted, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
+        ), follower as (
+          -- Row by row, whatever the planner believes of a table that has just filled up.
+          select f.id, l.id as leader_id from recorded l cross join lateral (
+            select f.id from outbox_action f
+            where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+            offset 0) f
         ), followed as (
           update outbox_action f
           set status = l.status,
@@ -110,14 +140,14 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
               run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) else f.run_at end,
               finished_at = case when l.status <> 'pending' then clock_timestamp() end,
               leader_id = case when l.status = 'done' then f.leader_id end
-          from recorded l
-          where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+          from follower w join recorded l on l.id = w.leader_id
+          where f.id = w.id and f.leader_id = l.id and f.status = 'pending'
           returning f.outbox_id, f.kind, f.status
         ), history as (
           insert into outbox_attempt (action_id, attempt, started_at, duration_ms, http_status, error)
-          select l.id, l.attempts + case when l.counted then 0 else 1 end, clock_timestamp() - r.started_ms_ago * interval '1 ms',
-                 least(r.duration_ms, 2147483647)::int, r.http_status, r.attempt_error
-          from recorded l join result r on r.id = l.id where r.started_ms_ago is not null
+          select l.id, l.attempts + case when l.counted then 0 else 1 end, clock_timestamp() - l.started_ms_ago * interval '1 ms',
+                 least(l.duration_ms, 2147483647)::int, l.http_status, l.attempt_error
+          from recorded l where l.started_ms_ago is not null
         )
         select id, outbox_id, kind, status from recorded
         union all
@@ -129,11 +159,12 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         &results.iter().map(|result| result.verdict.outcome()).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.verdict.error()).collect::<Vec<_>>() as _,
         &results.iter().map(|result| milliseconds(result.verdict.delay())).collect::<Vec<_>>(),
-        &results.iter().map(|result| !matches!(result.verdict, Verdict::HandedBack { .. })).collect::<Vec<_>>(),
+        &results.iter().map(|result| !matches!(result.verdict, Verdict::HandedBack { .. } | Verdict::StoodBack { .. })).collect::<Vec<_>>(),
         &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(now.duration_since(tried.started)))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(tried.ended.duration_since(tried.started)))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.http_status.map(i32::from))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.error.as_deref())).collect::<Vec<_>>() as _,
+        &results.iter().map(|result| matches!(result.verdict, Verdict::StoodBack { .. })).collect::<Vec<_>>(),
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -151,6 +182,8 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
             .execute(&mut *transaction)
             .await?;
     }
+    // Of the recorded alone: a worker that lost its claim has nothing to say about an alert either.
+    let alerts: Vec<Uuid> = recorded.iter().filter_map(|row| row.outbox_id).collect();
     sqlx::query!("select outbox_settle($1)", &alerts).fetch_one(&mut *transaction).await?;
     transaction.commit().await?;
 
@@ -161,7 +194,7 @@ impl Verdict {
     fn status(&self) -> &'static str {
         match self {
             Self::Done(_) => "done",
-            Self::Retry { .. } | Self::HandedBack { .. } => "pending",
+            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } => "pending",
             Self::Dead(_) => "dead",
         }
     }
@@ -169,14 +202,14 @@ impl Verdict {
     fn outcome(&self) -> Option<&str> {
         match self {
             Self::Done(outcome) => Some(outcome),
-            Self::Retry { .. } | Self::HandedBack { .. } | Self::Dead(_) => None,
+            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } | Self::Dead(_) => None,
         }
     }
 
     fn error(&self) -> Option<&str> {
         match self {
             Self::Done(_) => None,
-            Self::Retry { error, .. } | Self::Dead(error) => Some(error),
+            Self::Retry { error, .. } | Self::StoodBack { error } | Self::Dead(error) => Some(error),
             Self::HandedBack { error, .. } => error.as_deref(),
         }
     }
@@ -184,7 +217,7 @@ impl Verdict {
     fn delay(&self) -> Duration {
         match self {
             Self::Retry { after, .. } | Self::HandedBack { after, .. } => *after,
-            Self::Done(_) | Self::Dead(_) => Duration::ZERO,
+            Self::Done(_) | Self::StoodBack { .. } | Self::Dead(_) => Duration::ZERO,
         }
     }
 }

@@ -16,7 +16,7 @@ pub async fn delete_finished(pool: &PgPool, older_than: Duration, limit: i64) ->
     let deleted = sqlx::query!(
         "delete from outbox where id in (
            select id from outbox where status in ('done', 'ignored') and finished_at < now() - $1::interval
-           order by finished_at limit $2 for update skip locked)",
+           limit $2 for update skip locked)",
         older_than,
         limit
     )

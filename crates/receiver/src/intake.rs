@@ -66,7 +66,9 @@ impl Intake {
     pub async fn store(&self, verified: Verified) -> Result<Stored, Unavailable> {
         let alert = verified.into_alert();
         // Body, payload and what Postgres is sent of them: about three times the body.
-        let kilobytes = u32::try_from(alert.body.len() * 3 / 1024 + 1).map_err(|_| Unavailable::Full)?;
+        // One that is larger than all the room there is may have it to itself.
+        let kilobytes = (alert.body.len() * 3 / 1024 + 1).min(ROOM_KB);
+        let kilobytes = u32::try_from(kilobytes).expect("at most the room");
         let room = Arc::clone(&self.room).try_acquire_many_owned(kilobytes).map_err(|_| Unavailable::Full)?;
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { alert, answer, _room: room }).map_err(|_| Unavailable::Full)?;
@@ -110,11 +112,15 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
         // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
         let _ = answer.send(stored);
     }
-    if any_new && let Err(error) = store::notify(&mut *connection).await {
-        tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "failed to wake the workers; they look by themselves"
-        );
+    if any_new {
+        match timeout(COMMIT_TIMEOUT, store::notify(&mut *connection)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "failed to wake the workers; they look by themselves");
+            }
+            Err(_) => drop(connection.detach()),
+        }
     }
 }
 

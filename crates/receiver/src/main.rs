@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use oarlock_receiver::run::Receiver;
+use oarlock_receiver::signature::Verifier;
 use oarlock_service::config::ReceiverConfig;
 use oarlock_service::{logs, refuse, signals};
 
@@ -21,8 +22,8 @@ struct Arguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let receiver = match ReceiverConfig::load(arguments.config.as_deref()).and_then(Receiver::new) {
-        Ok(receiver) => receiver,
+    let receiver = match ReceiverConfig::load(arguments.config.as_deref(), Verifier::new) {
+        Ok((config, verifier)) => Receiver { config, verifier },
         Err(problems) => return refuse(&problems),
     };
     logs::start();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix_web::{App, HttpServer, web};
 use anyhow::Context;
-use oarlock_service::config::{Problems, ReceiverConfig};
+use oarlock_service::config::ReceiverConfig;
 use oarlock_service::{admin, database};
 use tokio_util::sync::CancellationToken;
 
@@ -24,20 +24,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A receiver that is configured and has not started.
 #[derive(Debug)]
 pub struct Receiver {
-    config: ReceiverConfig,
-    verifier: Verifier,
+    pub config: ReceiverConfig,
+    pub verifier: Verifier,
 }
 
 impl Receiver {
-    /// Makes keys and secrets of what the configuration holds.
-    ///
-    /// # Errors
-    /// Every key that is none.
-    pub fn new(config: ReceiverConfig) -> Result<Self, Problems> {
-        let verifier = Verifier::new(&config)?;
-        Ok(Self { config, verifier })
-    }
-
     /// Serves until the token is cancelled; then finishes what it has accepted.
     ///
     /// # Errors

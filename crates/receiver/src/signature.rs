@@ -7,7 +7,7 @@
 use std::time::SystemTime;
 
 use oarlock_outbox::received::{Malformed, NewAlert};
-use oarlock_service::config::{Problems, ReceiverConfig};
+use oarlock_service::config::ReceiverConfig;
 
 mod billing;
 mod classic;
@@ -64,8 +64,8 @@ pub struct Verifier {
 impl Verifier {
     /// # Errors
     /// Every configured key that is none.
-    pub fn new(config: &ReceiverConfig) -> Result<Self, Problems> {
-        let classic = classic::PublicKeys::new(&config.classic_public_keys).map_err(Problems)?;
+    pub fn new(config: &ReceiverConfig) -> Result<Self, Vec<String>> {
+        let classic = classic::PublicKeys::new(&config.classic_public_keys)?;
         let billing = billing::Secrets::new(&config.billing_webhook_secrets, config.billing_tolerance);
         Ok(Self { classic, billing })
     }

@@ -62,7 +62,7 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
     let verified = match signature {
         (Some(_), Some(_)) => Err(Refusal::SeveralSignatures),
         (Some(header), None) => webhook.verifier.verify_billing(header, body.to_vec(), SystemTime::now()),
-        (None, _) => webhook.verifier.verify_classic(body.to_vec(), says_json(&request)),
+        (None, _) => webhook.verifier.verify_classic(body.to_vec(), says_json(&request, &body)),
     };
     let verified = match verified {
         Ok(verified) => verified,
@@ -149,8 +149,11 @@ fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {
 }
 
 /// A JSON body without a signature header is an unsigned Billing notification rather than a broken form.
-fn says_json(request: &HttpRequest) -> bool {
-    request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
-    })
+fn says_json(request: &HttpRequest, body: &[u8]) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    match kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).as_deref() {
+        Some("application/json") => true,
+        Some("application/x-www-form-urlencoded") => false,
+        _ => body.trim_ascii_start().starts_with(b"{"),
+    }
 }

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use oarlock_outbox::{AlertName, Kind};
@@ -157,30 +157,36 @@ impl fmt::Display for Problems {
 }
 
 impl ReceiverConfig {
-    /// Reads the configuration of the receiver.
+    /// Reads the configuration of the receiver, and makes of it what the program needs.
     ///
     /// # Errors
-    /// Every problem found in the file and the environment.
-    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        Self::from_table(read(file, std::env::vars())?)
+    /// Every problem found in the file, in the environment, and by `make`.
+    pub fn load<T>(
+        file: Option<&Path>,
+        make: impl FnOnce(&Self) -> Result<T, Vec<String>>,
+    ) -> Result<(Self, T), Problems> {
+        Self::from_table(environment::read(file)?, make)
     }
 
-    fn from_table(table: Table) -> Result<Self, Problems> {
-        Everything::check(table, Program::Receiver).map(|all| all.receiver)
+    fn from_table<T>(table: Table, make: impl FnOnce(&Self) -> Result<T, Vec<String>>) -> Result<(Self, T), Problems> {
+        Everything::check(table, Program::Receiver, |all| all.receiver, make)
     }
 }
 
 impl WorkerConfig {
-    /// Reads the configuration of the worker.
+    /// Reads the configuration of the worker, and makes of it what the program needs.
     ///
     /// # Errors
-    /// Every problem found in the file and the environment.
-    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        Self::from_table(read(file, std::env::vars())?)
+    /// Every problem found in the file, in the environment, and by `make`.
+    pub fn load<T>(
+        file: Option<&Path>,
+        make: impl FnOnce(&Self) -> Result<T, Vec<String>>,
+    ) -> Result<(Self, T), Problems> {
+        Self::from_table(environment::read(file)?, make)
     }
 
-    fn from_table(table: Table) -> Result<Self, Problems> {
-        Everything::check(table, Program::Worker).map(|all| all.worker)
+    fn from_table<T>(table: Table, make: impl FnOnce(&Self) -> Result<T, Vec<String>>) -> Result<(Self, T), Problems> {
+        Everything::check(table, Program::Worker, |all| all.worker, make)
     }
 }
 
@@ -191,11 +197,23 @@ struct Everything {
 }
 
 impl Everything {
-    fn check(table: Table, program: Program) -> Result<Self, Problems> {
+    fn check<C, T>(
+        table: Table,
+        program: Program,
+        config: impl FnOnce(Self) -> C,
+        make: impl FnOnce(&C) -> Result<T, Vec<String>>,
+    ) -> Result<(C, T), Problems> {
         let problems = RefCell::new(Vec::new());
-        let everything = Self::read(&mut Section::root(table, program, &problems));
-        let problems = problems.into_inner();
-        if problems.is_empty() { Ok(everything) } else { Err(Problems(problems)) }
+        let config = config(Self::read(&mut Section::root(table, program, &problems)));
+        let mut problems = problems.into_inner();
+        // Also with what is wrong already: all is to be told at once.
+        match make(&config) {
+            Ok(made) if problems.is_empty() => Ok((config, made)),
+            made => {
+                problems.extend(made.err().into_iter().flatten());
+                Err(Problems(problems))
+            }
+        }
     }
 
     fn read(root: &mut Section<'_>) -> Self {
@@ -220,30 +238,6 @@ impl Everything {
 enum Program {
     Receiver,
     Worker,
-}
-
-fn read(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Table, Problems> {
-    let environment: BTreeMap<String, String> = environment.collect();
-    let path = match (file, environment.get("OARLOCK_CONFIG")) {
-        (Some(path), _) => Some(path.to_owned()),
-        (None, Some(path)) => Some(PathBuf::from(path)),
-        (None, None) => Some(PathBuf::from("oarlock.toml")).filter(|path| path.exists()),
-    };
-    let mut table = match path {
-        None => Table::new(),
-        Some(path) => {
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                Problems(vec![format!("{}: cannot read the configuration file: {error}", path.display())])
-            })?;
-            text.parse::<Table>().map_err(|error| {
-                // The parser's full message quotes the line, which may hold a secret: only where and what is said.
-                let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-                Problems(vec![format!("{}:{line}: not valid TOML: {}", path.display(), error.message())])
-            })?
-        }
-    };
-    environment::overlay(&mut table, &environment);
-    Ok(table)
 }
 
 fn database(section: &mut Section<'_>) -> Database {
@@ -271,7 +265,7 @@ fn receiver(section: &mut Section<'_>, database: Database) -> ReceiverConfig {
         billing_webhook_secrets: Vec::new(),
         billing_tolerance: Duration::ZERO,
     };
-    if !config.path.starts_with('/') || config.path.contains(['?', '#', '{']) {
+    if !config.path.starts_with('/') || config.path.contains(['?', '#', '{', '}', '*', ' ']) {
         section.problem("path", "must be a plain path such as \"/paddle\"");
     }
     section.finish();
@@ -353,7 +347,7 @@ fn routes(section: &mut Section<'_>) -> BTreeMap<AlertName, Vec<Kind>> {
 
 fn jira(section: &mut Section<'_>) -> Jira {
     let editions = [("cloud", JiraEdition::Cloud), ("data_center", JiraEdition::DataCenter)];
-    let edition = section.one_of("edition", &editions, JiraEdition::Cloud);
+    let edition = section.one_of("edition", &editions, JiraEdition::Cloud).unwrap_or(JiraEdition::Cloud);
     let base_url = section.url("base_url", None);
     let user = section.string("user");
     if edition == JiraEdition::Cloud && user.is_none() {
@@ -409,7 +403,9 @@ fn slack(section: &mut Section<'_>) -> Slack {
     let team_id = section.string("team_id");
     let channel_ids = section.strings("channel_ids").unwrap_or_default();
     match mode {
-        SlackMode::AdminInvite => {
+        // What another mode would need is not to be told of one that is no mode.
+        None => {}
+        Some(SlackMode::AdminInvite) => {
             if team_id.is_none() {
                 section.problem("team_id", "is missing: admin.users.invite wants the workspace, such as \"T1\"");
             }
@@ -417,15 +413,13 @@ fn slack(section: &mut Section<'_>) -> Slack {
                 section.problem("channel_ids", "is missing: admin.users.invite wants at least one channel");
             }
         }
-        SlackMode::Connect => {
-            if channel_ids.is_empty() {
-                section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
-            }
+        Some(SlackMode::Connect) if channel_ids.is_empty() => {
+            section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
         }
-        SlackMode::LegacyInvite => {}
+        Some(SlackMode::Connect | SlackMode::LegacyInvite) => {}
     }
     section.finish();
-    Slack { mode, base_url, token, team_id, channel_ids }
+    Slack { mode: mode.unwrap_or(SlackMode::AdminInvite), base_url, token, team_id, channel_ids }
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ const UNCHANGED: &str = "unchanged";
 async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static str, Stop> {
     let subject = claim.subject.as_str();
     // Run or replayed late, for somebody who has left: not invited back.
-    if claim.while_paid && !ledger::paid(pool, subject).await?.entitled {
+    if claim.while_paid && ledger::has_left(pool, subject).await? {
         return Ok(UNCHANGED);
     }
     match claim.kind {
@@ -133,16 +133,19 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
             let slack = vendors.slack.as_ref().ok_or_else(|| not_configured("slack"))?;
             Ok(invited(slack.invite(subject).await?))
         }
-        // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
-        Kind::PaddleCustomer if ledger::is_answered(pool, claim).await? => Ok(UNCHANGED),
         Kind::PaddleCustomer => {
+            let look_up = ledger::look_up(pool, claim).await?;
+            // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
+            if look_up.is_answered {
+                return Ok(UNCHANGED);
+            }
             let customer = vendors.paddle.customer(subject).await?;
             let Some(email) = ledger::usable_address(&customer.email) else {
                 return Err(
                     Failure::new(Meaning::Permanent, Some(200), "the customer has no usable e-mail address").into()
                 );
             };
-            ledger::keep_address(pool, subject, &email, None).await?;
+            ledger::keep_address(pool, subject, &email, look_up.now).await?;
             // Nothing is changed over there.
             Ok(UNCHANGED)
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use oarlock_outbox::claim::{self, Claim, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
-use oarlock_outbox::{Destination, destination, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use sqlx::PgPool;
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::act::{self, Ended, Stop, Vendors};
+use crate::failure::{Failure, Meaning};
 use crate::judge::{self, Limits, Pause};
 use crate::metrics::Metrics;
 use crate::wake::Bells;
@@ -30,6 +31,8 @@ pub struct Loop {
     pub metrics: Arc<Metrics>,
     pub results: mpsc::Sender<Finished>,
     pub terms: Terms,
+    /// How long an action may run: shorter than the lease.
+    pub run_time: Duration,
     pub limits: Limits,
     pub concurrency: usize,
     pub poll_interval: Duration,
@@ -97,7 +100,7 @@ impl Loop {
         let limit = u32::try_from(free).unwrap_or(u32::MAX);
         loop {
             // The lease counts from within the statement: a little later than now, so this errs on the safe side.
-            let deadline = Instant::now() + self.terms.lease.mul_f64(0.9);
+            let deadline = Instant::now() + self.run_time;
             match claim::claim(&self.pool, self.destination, limit, &self.terms).await {
                 Ok(claimed) => {
                     if !claimed.buried.is_empty() {
@@ -111,7 +114,7 @@ impl Loop {
                     return Ok(claimed.claims.into_iter().map(|claim| (claim, deadline)).collect());
                 }
                 // Another worker claimed for the same customer in this instant: look again, it is visible now.
-                Err(error) if is_conflict(&error) => tokio::task::yield_now().await,
+                Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,
                 Err(error) => return Err(error),
             }
         }
@@ -134,7 +137,12 @@ impl Loop {
             };
             let finished = match ended {
                 Some(ended) => self.finish(claim, ended).await,
-                None => Some(Finished::new(claim, Verdict::HandedBack { after: Duration::ZERO, error: None }, None)),
+                None => {
+                    if claim.probing {
+                        self.probed(false).await;
+                    }
+                    Some(Finished::new(claim, Verdict::HandedBack { after: Duration::ZERO, error: None }, None))
+                }
             };
             if let Some(finished) = finished {
                 self.results.send(finished).await.expect("the recorder outlives the loops");
@@ -152,8 +160,8 @@ impl Loop {
         let stop = match result {
             Ok(outcome) => {
                 tracing::info!(outcome, "done");
-                if claim.probing && attempt.is_some() {
-                    self.pause_ends().await;
+                if claim.probing {
+                    self.probed(attempt.is_some()).await;
                 }
                 return Some(Finished::new(claim, Verdict::Done(outcome.to_owned()), attempt));
             }
@@ -166,15 +174,20 @@ impl Loop {
                 self.metrics.lost(claim.kind);
                 return None;
             }
+            // Not that it is away, but that it does not take what a vendor said: as good as an unknown answer.
+            Stop::Database(error) if is_about_the_data(&error) => {
+                Failure::new(Meaning::Unknown, None, "the vendor's answer cannot be stored")
+            }
             Stop::Database(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the database was away amid an action: handed back"
                 );
-                let verdict = Verdict::HandedBack {
-                    after: Duration::from_secs(1),
-                    error: Some("the database was away".to_owned()),
-                };
+                let error = Some("the database was away".to_owned());
+                let verdict = Verdict::HandedBack { after: Duration::from_secs(1), error };
+                if claim.probing {
+                    self.probed(false).await;
+                }
                 return Some(Finished::new(claim, verdict, attempt));
             }
         };
@@ -190,11 +203,14 @@ impl Loop {
                 tracing::warn!(error, http_status = failure.http_status, "handed back, no attempt used")
             }
             Verdict::Dead(error) => tracing::error!(error, http_status = failure.http_status, "dead"),
+            Verdict::StoodBack { error } => {
+                tracing::warn!(error, http_status = failure.http_status, "stands back, no attempt used");
+            }
             Verdict::Done(_) => {}
         }
         match judgement.pause {
             Some(pause) => self.pause(pause, &failure.to_string()).await,
-            None if judgement.reached && claim.probing => self.pause_ends().await,
+            None if claim.probing => self.probed(judgement.reached).await,
             None => {}
         }
         Some(Finished::new(claim, judgement.verdict, attempt))
@@ -219,10 +235,15 @@ impl Loop {
         }
     }
 
-    async fn pause_ends(&self) {
-        match destination::mended(&self.pool, self.destination).await {
-            Ok(()) => tracing::info!(destination = self.destination.as_str(), "the destination works again"),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to end the probing"),
+    async fn probed(&self, went_through: bool) {
+        match destination::probed(&self.pool, self.destination, went_through).await {
+            Ok(()) if went_through => {
+                tracing::info!(destination = self.destination.as_str(), "the destination works again")
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to note what the probe told")
+            }
         }
     }
 }

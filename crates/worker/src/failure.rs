@@ -47,6 +47,8 @@ impl Failure {
 
 /// Leaves out whatever holds an `@`: a vendor's message quotes the address it was given.
 fn without_addresses(text: &str) -> String {
+    // A control character would be refused by Postgres (NUL) or garble a log.
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let is_break =
         |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '(' | ')' | '[' | ']' | ',' | ';' | ':');
     let mut clean = String::new();
@@ -75,7 +77,7 @@ mod tests {
         );
         assert_eq!(said("bad email:ann@example.com, sorry"), "bad email:(address), sorry");
         assert_eq!(said("GET /user?query=ann%40example.com failed"), "GET (address) failed");
-        assert_eq!(said("two\n lines"), "two lines");
+        assert_eq!(said("two\n lines, a\0nul"), "two lines, a nul");
         assert_eq!(said(&"x".repeat(1000)).len(), 300);
     }
 }

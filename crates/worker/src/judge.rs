@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | transient | tried again, until its attempts are used up | |
 //! | asking to slow down | handed back, no attempt used | paused that long |
-//! | of the configuration | handed back, no attempt used | paused until it is mended, then probed |
+//! | of the configuration | stands back behind the others, no attempt used | paused until it is mended, then probed |
 //! | permanent | dead | |
 //! | unknown | tried a few times, then dead | |
 
@@ -59,7 +59,9 @@ pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> J
         Meaning::RateLimited { retry_after } => {
             Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
         }
-        Meaning::Configuration => Judgement { verdict: handed_back(), pause: Some(Pause::UntilMended), reached: false },
+        Meaning::Configuration => {
+            Judgement { verdict: Verdict::StoodBack { error }, pause: Some(Pause::UntilMended), reached: false }
+        }
         Meaning::Permanent | Meaning::AccountGone => {
             Judgement { verdict: Verdict::Dead(error), pause: None, reached: true }
         }
@@ -96,7 +98,7 @@ mod tests {
         check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
         check(Meaning::Transient { retry_after: None }, 20, dead(), None);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
-        check(Meaning::Configuration, 20, back(), Some(Pause::UntilMended));
+        check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
         check(Meaning::Permanent, 1, dead(), None);
         check(Meaning::AccountGone, 1, dead(), None);
         check(Meaning::Unknown, 4, retry(40), None);

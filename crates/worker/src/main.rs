@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use oarlock_outbox::schema;
-use oarlock_service::config::{Problems, WorkerConfig};
+use oarlock_service::config::WorkerConfig;
 use oarlock_service::{database, logs, refuse, signals};
 use oarlock_worker::act::Vendors;
 use oarlock_worker::{doctor, run};
@@ -35,9 +35,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = WorkerConfig::load(arguments.config.as_deref());
-    let loaded = config.and_then(|config| Ok((Vendors::new(&config).map_err(Problems)?, config)));
-    let (vendors, config) = match loaded {
+    let (config, vendors) = match WorkerConfig::load(arguments.config.as_deref(), Vendors::new) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };

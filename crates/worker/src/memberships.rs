@@ -114,8 +114,11 @@ async fn give_to(
         account: account.as_str().to_owned(),
         state: known.map_or(MemberState::Found, |known| known.state),
     };
-    // Only what was never ours can be somebody else's.
-    if member.state == MemberState::Found && jira.is_member(membership, account).await? {
+    // Only what was never ours can be somebody else's; and what we gave this account under another address is ours.
+    if member.state == MemberState::Found
+        && jira.is_member(membership, account).await?
+        && ledger::same_account(pool, &claim.subject, &member).await?.is_empty()
+    {
         if known != Some(&member) {
             ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
         }
@@ -125,6 +128,11 @@ async fn give_to(
     if !is_given {
         member.state = MemberState::Intended;
         ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
+        // Each side writes its intention down before it looks for the other's: at least one of two sees the other.
+        if ledger::same_account(pool, &claim.subject, &member).await?.contains(&MemberState::Intended) {
+            let meaning = Meaning::Transient { retry_after: None };
+            return Err(Failure::new(meaning, None, "the same account is being changed under another address").into());
+        }
     }
     let added = jira.add(membership, account).await?;
     if !is_given {
@@ -138,6 +146,13 @@ async fn give_to(
 async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) -> Result<(), Stop> {
     let email = claim.subject.as_str();
     let membership = from_target(&given.target);
+    let leaving = Member { state: MemberState::Intended, ..given.clone() };
+    ledger::keep_membership(pool, claim, email, &leaving).await?;
+    if !ledger::same_account(pool, email, &leaving).await?.is_empty() {
+        // The customer's address changed: the account keeps the membership under the other one, which answers for it now.
+        ledger::forget_membership(pool, claim, email, &given.target).await?;
+        return Ok(());
+    }
     match jira.remove(&membership, &AccountId::new(&given.account)).await {
         Ok(_) => {}
         Err(Failure { meaning: Meaning::AccountGone, .. }) => {

@@ -28,6 +28,8 @@ pub struct Metrics {
     drift: IntGauge,
     drift_oldest: Gauge,
     read_at: Mutex<Option<Instant>>,
+    /// When the drift may be read again.
+    drift_due: Mutex<Option<Instant>>,
 }
 
 impl Metrics {
@@ -75,6 +77,7 @@ impl Metrics {
             )
             .expect("a valid name"),
             read_at: Mutex::new(None),
+            drift_due: Mutex::new(None),
         };
         let all: [Box<dyn prometheus::core::Collector>; 8] = [
             Box::new(metrics.actions_total.clone()),
@@ -105,7 +108,7 @@ impl Metrics {
         let word = match result.verdict() {
             Verdict::Done(_) => "done",
             Verdict::Retry { .. } => "retry",
-            Verdict::HandedBack { .. } => "handed_back",
+            Verdict::HandedBack { .. } | Verdict::StoodBack { .. } => "handed_back",
             Verdict::Dead(_) => "dead",
         };
         self.actions_total.with_label_values(&[result.kind().as_str(), word]).inc();
@@ -146,6 +149,28 @@ impl Metrics {
         }
     }
 
+    /// Reads the drift. That looks at every customer, so it is done the less often the longer it takes.
+    pub async fn refresh_drift(&self, pool: &PgPool) {
+        let mut due = self.drift_due.lock().await;
+        let started = Instant::now();
+        if due.is_some_and(|due| started < due) {
+            return;
+        }
+        let read = async {
+            let mut connection = pool.acquire().await?;
+            gauges::read_drift(&mut connection).await
+        };
+        match timeout(READ_TIMEOUT, read).await {
+            Ok(Ok(drift)) => {
+                self.drift.set(drift.customers);
+                self.drift_oldest.set(drift.oldest_seconds);
+            }
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read the drift"),
+            Err(_) => tracing::warn!("the database is too slow to compare everybody's access with what they pay for"),
+        }
+        *due = Some(Instant::now() + FRESH.max(started.elapsed() * 20));
+    }
+
     fn set(&self, gauges: &Gauges) {
         for status in ["pending", "done", "ignored", "dead"] {
             let count = gauges.alerts.iter().find(|row| row.status == status).map_or(0, |row| row.count);
@@ -162,7 +187,5 @@ impl Metrics {
             self.oldest_due.with_label_values(&[&state.name]).set(state.oldest_due_seconds);
             self.paused.with_label_values(&[&state.name]).set(i64::from(state.paused));
         }
-        self.drift.set(gauges.drift.customers);
-        self.drift_oldest.set(gauges.drift.oldest_seconds);
     }
 }

@@ -117,6 +117,11 @@ impl Planning<'_> {
 
         let mut actions = Actions::default();
         changed.extend(self.learn_state(alert));
+        // An alert that leaves the address out still concerns whom the subscription belongs to.
+        let email = email.or_else(|| {
+            let key = (alert.source, says.subscription.as_ref()?.id.clone());
+            self.known.subscriptions.get(&key)?.email.clone()
+        });
         match &email {
             Some(email) => {
                 for kind in route {

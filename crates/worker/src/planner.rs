@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oarlock_outbox::{is_about_the_data, planning};
+use oarlock_outbox::planning::Batch;
+use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ pub async fn run(
                 bells.ring_all_destinations();
                 continue;
             }
+            Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
             Err(error) if is_about_the_data(&error) => {
                 tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
                 match plan_one(&pool, &policy).await {
@@ -58,22 +60,26 @@ fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
 /// Plans up to `limit` alerts; returns how many there were.
 async fn plan_batch(pool: &PgPool, policy: &Policy, limit: i64) -> Result<usize, sqlx::Error> {
     let Some(batch) = planning::take(pool, limit).await? else { return Ok(0) };
-    let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
     let alerts = batch.alerts.len();
-    batch.commit(&plan).await?;
+    commit(batch, policy).await?;
     tracing::debug!(alerts, "planned");
     Ok(alerts)
 }
 
 /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
 async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
-    match plan_batch(pool, policy, 1).await {
+    let Some(batch) = planning::take(pool, 1).await? else { return Ok(()) };
+    let alert = batch.alerts[0].clone();
+    match commit(batch, policy).await {
         Err(error) if is_about_the_data(&error) => {
-            let Some(batch) = planning::take(pool, 1).await? else { return Ok(()) };
-            let alert = batch.alerts[0].clone();
             tracing::error!(alert_id = alert.alert_id, source = alert.source.as_str(), "an alert cannot be planned");
-            batch.bury(alert.id, &format!("failed to plan it: {error}")).await
+            planning::bury(pool, alert.id, &format!("failed to plan it: {error}")).await
         }
-        result => result.map(drop),
+        result => result,
     }
+}
+
+async fn commit(batch: Batch, policy: &Policy) -> Result<(), sqlx::Error> {
+    let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
+    batch.commit(&plan).await
 }

@@ -1,6 +1,7 @@
 //! Everything is started, and stopped in the order in which it depends on each other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use oarlock_outbox::claim::Terms;
@@ -26,6 +27,9 @@ use crate::{housekeeping, planner, recorder};
 
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
+
+/// How long after `shutdown_grace` the database may take for what is left to write.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Plans and runs actions until the token is cancelled.
 ///
@@ -59,7 +63,13 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         revoke_on_full_refund: config.jira.as_ref().is_some_and(|jira| jira.revoke_on_full_refund),
     };
     loops.spawn(planner::run(pool.clone(), policy, Arc::clone(&bells), settings.poll_interval, shutdown.clone()));
-    for destination in Destination::ALL {
+    // Actions of a destination that is not configured here wait, in sight, for a worker that has it.
+    let is_configured = |destination: &Destination| match destination {
+        Destination::Jira => config.jira.is_some(),
+        Destination::Slack => config.slack.is_some(),
+        Destination::Paddle => true,
+    };
+    for destination in Destination::ALL.iter().filter(|destination| is_configured(destination)) {
         let claim_loop = Loop {
             destination: *destination,
             pool: pool.clone(),
@@ -68,6 +78,8 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
             metrics: Arc::clone(&metrics),
             results: results.clone(),
             terms: Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts },
+            // A single request always has its full time.
+            run_time: settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2),
             limits: Limits {
                 max_attempts: settings.max_attempts,
                 schedule: Schedule { base: settings.retry_base, cap: settings.retry_cap },
@@ -93,18 +105,32 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
         move || {
             let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
-            async move { metrics.refresh(&pool).await }
+            async move {
+                metrics.refresh(&pool).await;
+                metrics.refresh_drift(&pool).await;
+            }
         }
     };
     let admin = tokio::spawn(admin::serve(listener, pool.clone(), registry, refresh, stopped.clone()));
     tracing::info!(%admin_address, "the worker runs");
 
-    while let Some(ended) = loops.join_next().await {
-        ended.context("a loop of the worker failed")?;
+    let ending = async {
+        while let Some(ended) = loops.join_next().await {
+            ended.context("a loop of the worker failed")?;
+        }
+        recorder.await.context("the recorder failed")?;
+        listening.await.context("the listener failed")?;
+        cleaning.await.context("the housekeeping failed")
+    };
+    let last_moment = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(settings.shutdown_grace + STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        ended = ending => ended?,
+        // A database that neither answers nor fails: leases end by themselves.
+        () = last_moment => tracing::error!("the database does not answer: stopping without its last word"),
     }
-    recorder.await.context("the recorder failed")?;
-    listening.await.context("the listener failed")?;
-    cleaning.await.context("the housekeeping failed")?;
     stopped.cancel();
     admin.await.context("the admin listener failed")?;
     tracing::info!("the worker has stopped");
@@ -125,7 +151,8 @@ fn rules(config: &WorkerConfig) -> Vec<(String, String)> {
 /// Writes down what plans give, once the database is there and migrated.
 async fn keep_rules(pool: PgPool, rules: Vec<(String, String)>, shutdown: CancellationToken) {
     let mut patience = Patience::default();
-    while ledger::keep_rules(&pool, &rules).await.is_err() {
+    while let Err(error) = ledger::keep_rules(&pool, &rules).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "the access rules are not written down yet");
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(patience.delay()) => {}

@@ -87,7 +87,8 @@ fn what_is_left_out_is_kept() {
 #[test]
 fn a_full_refund_ends_access_where_configured() {
     let refunded = Told { full_refund: true, ..told(2, "2", Status::Active) };
-    let until = |ends_access| standing(&[told(1, "1", Status::Active), refunded.clone()], ends_access).unwrap().entitled_until;
+    let until =
+        |ends_access| standing(&[told(1, "1", Status::Active), refunded.clone()], ends_access).unwrap().entitled_until;
     assert_eq!((until(false), until(true)), (None, Some(at(2))));
 }
 

@@ -58,11 +58,13 @@ impl PublicKeys {
         if self.is_empty() {
             return Err(Refusal::NotConfigured);
         }
-        let mut fields = match decode(&body) {
-            Err(Refusal::NotAForm) if says_json => return Err(Refusal::NoSignature),
-            decoded => decoded?,
-        };
+        // A notification of Billing whose header was lost is no broken form.
+        if says_json {
+            return Err(Refusal::NoSignature);
+        }
+        let mut fields = decode(&body)?;
         let at = fields.iter().position(|(name, _)| name == SIGNATURE).ok_or(Refusal::NoSignature)?;
+        check_names(&fields)?;
         let (_, signature) = fields.remove(at);
         let signature = String::from_utf8(signature).map_err(|_| Refusal::NotASignature)?;
         let bytes = STANDARD.decode(&signature).map_err(|_| Refusal::NotASignature)?;
@@ -79,21 +81,28 @@ fn decode(body: &[u8]) -> Result<Vec<Field>, Refusal> {
     if !body.contains(&b'=') {
         return Err(Refusal::NotAForm);
     }
-    let (mut fields, mut names) = (Vec::new(), HashSet::new());
+    let mut fields = Vec::new();
     for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
         let at = pair.iter().position(|byte| *byte == b'=');
         let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-        let (name, value) = (decode_part(name), decode_part(value));
-        if is_ambiguous(&name) {
-            return Err(Refusal::AmbiguousName);
-        }
-        // PHP keeps the last, others the first: two readers of the same body must not come to two results.
-        if !names.insert(name.clone()) {
-            return Err(Malformed::DuplicateName.into());
-        }
-        fields.push((name, value));
+        fields.push((decode_part(name), decode_part(value)));
     }
     Ok(fields)
+}
+
+/// Refuses names of which two readers could make different things.
+fn check_names(fields: &[Field]) -> Result<(), Refusal> {
+    let mut names = HashSet::new();
+    for (name, _) in fields {
+        if is_ambiguous(name) {
+            return Err(Refusal::AmbiguousName);
+        }
+        // PHP keeps the last, others the first.
+        if !names.insert(name) {
+            return Err(Malformed::DuplicateName.into());
+        }
+    }
+    Ok(())
 }
 
 fn decode_part(part: &[u8]) -> Vec<u8> {

@@ -1,8 +1,54 @@
 //! The environment's half of the configuration: `OARLOCK_<SECTION>__<KEY>` and `DATABASE_URL`, laid over the file.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
+
+use super::Problems;
+
+/// The file's configuration with the environment laid over it.
+pub(super) fn read(file: Option<&Path>) -> Result<Table, Problems> {
+    let environment = ours(std::env::vars_os())?;
+    let path = match (file, environment.get("OARLOCK_CONFIG").filter(|path| !path.is_empty())) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(path)) => Some(PathBuf::from(path)),
+        (None, None) => Some(PathBuf::from("oarlock.toml")).filter(|path| path.exists()),
+    };
+    let mut table = match path {
+        None => Table::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                Problems(vec![format!("{}: cannot read the configuration file: {error}", path.display())])
+            })?;
+            text.parse::<Table>().map_err(|error| {
+                // The parser's full message quotes the line, which may hold a secret: only where and what is said.
+                let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+                Problems(vec![format!("{}:{line}: not valid TOML: {}", path.display(), error.message())])
+            })?
+        }
+    };
+    overlay(&mut table, &environment);
+    Ok(table)
+}
+
+/// The variables that may concern us. Others may hold anything, text or not.
+pub(super) fn ours(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<BTreeMap<String, String>, Problems> {
+    let (mut ours, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|name| name.starts_with("OARLOCK_") || *name == "DATABASE_URL") else {
+            continue;
+        };
+        match value.into_string() {
+            Ok(value) => drop(ours.insert(name.to_owned(), value)),
+            Err(_) => problems.push(format!("{name} is not text")),
+        }
+    }
+    if problems.is_empty() { Ok(ours) } else { Err(Problems(problems)) }
+}
 
 /// Lays the environment over what the file says.
 ///

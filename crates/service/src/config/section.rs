@@ -198,16 +198,15 @@ impl<'p> Section<'p> {
         }
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], default: T) -> T {
-        let Some(word) = self.string(key) else { return default };
-        match choices.iter().find(|(name, _)| *name == word) {
-            Some((_, value)) => *value,
-            None => {
-                let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-                self.problem(key, &format!("must be one of {}", names.join(", ")));
-                default
-            }
+    /// One of several words; none, and a problem told, for another.
+    pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], default: T) -> Option<T> {
+        let Some(word) = self.string(key) else { return Some(default) };
+        let found = choices.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+        if found.is_none() {
+            let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+            self.problem(key, &format!("must be one of {}", names.join(", ")));
         }
+        found
     }
 
     /// A secret, as `key` or in the file that `key_file` names.

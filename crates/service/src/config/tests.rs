@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use std::path::PathBuf;
+
 use secrecy::ExposeSecret;
 use toml::Value;
 
@@ -8,11 +10,15 @@ use super::*;
 const MINIMAL: &str = "";
 
 fn receiver(file: &str, environment: &[(&str, &str)]) -> Result<ReceiverConfig, Vec<String>> {
-    ReceiverConfig::from_table(table(file, environment)).map_err(|problems| problems.0)
+    ReceiverConfig::from_table(table(file, environment), |_| Ok(()))
+        .map(|(config, ())| config)
+        .map_err(|problems| problems.0)
 }
 
 fn worker(file: &str, environment: &[(&str, &str)]) -> Result<WorkerConfig, Vec<String>> {
-    WorkerConfig::from_table(table(file, environment)).map_err(|problems| problems.0)
+    WorkerConfig::from_table(table(file, environment), |_| Ok(()))
+        .map(|(config, ())| config)
+        .map_err(|problems| problems.0)
 }
 
 fn table(file: &str, environment: &[(&str, &str)]) -> Table {
@@ -237,8 +243,8 @@ fn keys(table: &Table, section: &str, all: &mut Vec<String>) {
 fn the_example_loads_and_so_does_every_choice_in_it() {
     let example = Example::open("example-loads");
     let loaded = |table: &Table| {
-        let receiver = ReceiverConfig::from_table(table.clone()).map_err(|problems| problems.0)?;
-        let worker = WorkerConfig::from_table(table.clone()).map_err(|problems| problems.0)?;
+        let receiver = ReceiverConfig::from_table(table.clone(), |_| Ok(())).map_err(|problems| problems.0)?.0;
+        let worker = WorkerConfig::from_table(table.clone(), |_| Ok(())).map_err(|problems| problems.0)?.0;
         Ok::<_, Vec<String>>(format!("{receiver:#?} {worker:#?}"))
     };
     let as_it_is = loaded(&example.table()).unwrap();
@@ -286,7 +292,29 @@ fn the_example_has_every_key_and_no_other() {
     assert_eq!(shown, promised);
 
     // Taken all together the choices contradict each other, but each key is one that the programs know.
-    let problems = WorkerConfig::from_table(table).map_or_else(|problems| problems.0, |_| Vec::new());
+    let problems = WorkerConfig::from_table(table, |_| Ok(())).map_or_else(|problems| problems.0, |_| Vec::new());
     let unknown: Vec<_> = problems.iter().filter(|problem| problem.contains("is not a key")).collect();
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn what_the_program_finds_is_told_with_the_rest() {
+    let table = "[receiver]\nlisten = \"nowhere\"\n".parse().unwrap();
+    let problems =
+        ReceiverConfig::from_table(table, |_| Err::<(), _>(vec!["a key that is none".to_owned()])).unwrap_err();
+    assert_eq!(problems.0.len(), 2, "{problems}");
+}
+
+#[test]
+fn a_mode_that_is_none_is_one_problem() {
+    assert_eq!(worker("[slack]\nmode = \"invite\"\ntoken = \"x\"\n", &[]).unwrap_err().len(), 1);
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_told_by_name_if_it_is_ours() {
+    use std::os::unix::ffi::OsStringExt;
+    let wrong = |name: &str| (name.into(), std::ffi::OsString::from_vec(b"secret\xff".to_vec()));
+    assert!(environment::ours([wrong("SOMETHING_ELSE")].into_iter()).unwrap().is_empty());
+    let problems = environment::ours([wrong("OARLOCK_SLACK__TOKEN")].into_iter()).unwrap_err();
+    assert_eq!(problems.0, ["OARLOCK_SLACK__TOKEN is not text"]);
 }

@@ -131,7 +131,8 @@ fn a_billing_alert_waits_for_its_address() {
     let created = alert(1, "subscription.created", &payload);
     let plan = check(&ALL, &Known::default(), std::slice::from_ref(&created), &[&["paddle_customer ctm_1"]]);
     assert!(plan.subscriptions.is_empty(), "nothing is applied before the address is known");
-    let known = Known { addresses: [("ctm_1".to_owned(), ("ann@example.com".to_owned(), at(0)))].into(), ..Known::default() };
+    let known =
+        Known { addresses: [("ctm_1".to_owned(), ("ann@example.com".to_owned(), at(0)))].into(), ..Known::default() };
     let plan = check(
         &ALL,
         &known,
