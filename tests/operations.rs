@@ -548,7 +548,7 @@ async fn one_action_that_is_wrong_by_itself_does_not_hold_up_the_others() {
         let passes = "set session_replication_role = replica;
                       update destination set paused_until = paused_until - interval '5 min' where name = 'jira';
                       reset session_replication_role;
-                      update outbox_action set run_at = run_at - interval '5 min' where setbacks > 0";
+                      update outbox_action set run_at = run_at - interval '5 min' where status = 'pending'";
         sqlx::raw_sql(passes).execute(oarlock.pool()).await.unwrap();
         if round == 1 {
             oarlock
