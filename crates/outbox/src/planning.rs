@@ -147,12 +147,10 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
         .unzip();
     let customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
-    let (mut old_emails, mut new_address_of) = (Vec::new(), Vec::new());
+    let mut old_emails = Vec::new();
     for alert in alerts {
-        match &alert.says.new_address {
-            Some(alert::NewAddress::Classic { old, .. }) => old_emails.push(old.as_str()),
-            Some(alert::NewAddress::Billing { customer_id, .. }) => new_address_of.push(customer_id.as_str()),
-            None => {}
+        if let Some(alert::NewAddress::Classic { old, .. }) = &alert.says.new_address {
+            old_emails.push(old.as_str());
         }
     }
     let mut known = Known::default();
@@ -170,7 +168,7 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         &sources as _,
         &ids as _,
         &old_emails as _,
-        &new_address_of as _
+        &customers as _
     )
     .fetch_all(&mut **transaction)
     .await?;

@@ -174,11 +174,12 @@ impl Planning<'_> {
                     let learnt = (email.clone(), alert.happened_at);
                     self.known.addresses.insert(customer_id.clone(), learnt.clone());
                     self.plan.addresses.insert(customer_id.clone(), learnt);
-                    changes.extend(self.evaluate(Source::Billing));
                     if let Some(old) = old {
                         changes.extend([email.clone(), old].map(|email| Change { email, ends: None }));
                     }
                 }
+                // Also if the change is old news: a look-up may have told it first, and concerned one subscription alone.
+                changes.extend(self.evaluate(Source::Billing));
             }
         }
         changes
@@ -205,7 +206,11 @@ impl Planning<'_> {
             told.push(new.clone());
             self.plan.told.push((key.clone(), new));
         }
-        self.evaluate_one(&key)
+        match alert.source {
+            Source::Classic => self.evaluate_one(&key),
+            // A look-up may have brought a newer address, which is the customer's other subscriptions' as well.
+            Source::Billing => self.evaluate(Source::Billing),
+        }
     }
 
     fn evaluate(&mut self, source: Source) -> Vec<Change> {
