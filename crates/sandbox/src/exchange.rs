@@ -134,6 +134,8 @@ async fn exchange(
         shared.answer(service, &request, arguments.as_ref())
     };
 
+    // An answer that no vendor documents: any server may give the statuses excepted here.
+    let mut made_up = false;
     let answer = match shared.faults(service).take(&request.method, &request.path) {
         None => work(),
         Some(mut strike) => {
@@ -141,7 +143,11 @@ async fn exchange(
             let worked = strike.effect_first.then(work);
             match strike.ending {
                 Ending::Normal => worked.unwrap_or_else(work),
-                Ending::Answer(fault) => fault.answer(service, &request.path),
+                Ending::Answer(fault) => {
+                    let answer = fault.answer(service, &request.path);
+                    made_up = !matches!(answer.status, 429 | 500 | 502 | 503 | 504);
+                    answer
+                }
                 Ending::Reset => return Err(Cut),
                 Ending::Hang => {
                     strike.cleared.wait().await;
@@ -151,7 +157,7 @@ async fn exchange(
         }
     };
     call.answered(answer.status);
-    if let Some(transcript) = &shared.transcript {
+    if let Some(transcript) = shared.transcript.as_ref().filter(|_| !made_up) {
         transcript.append(service, &request, arguments.as_ref(), &answer);
     }
     Ok(answer.into_response())

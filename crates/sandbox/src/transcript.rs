@@ -1,7 +1,8 @@
 //! A transcript of what was exchanged with Jira and Slack, one JSON object a line, to be checked against the vendors' own
 //! API descriptions.
 //!
-//! Paddle's side is not part of it, and neither is a call whose connection was cut: there was no answer to check.
+//! Paddle's side is not part of it, and neither is a call whose connection was cut: there was no answer to check. Nor is
+//! what a fault made up, unless it is a status that any server may answer: that it is none of the vendor's is its purpose.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
