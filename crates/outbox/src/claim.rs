@@ -6,10 +6,9 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::types::PgInterval;
 use uuid::Uuid;
 
-use crate::{Destination, Kind, Source};
+use crate::{Destination, Kind, Source, interval};
 
 /// The right to run an action, until its lease ends.
 #[derive(Debug)]
@@ -73,8 +72,7 @@ pub struct Claimed {
 /// When the database is away, or another worker claimed for the same customer in this instant (see [`crate::is_conflict`]).
 pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &Terms) -> Result<Claimed, sqlx::Error> {
     let token = Uuid::new_v4();
-    let lease =
-        PgInterval { months: 0, days: 0, microseconds: i64::try_from(terms.lease.as_micros()).unwrap_or(i64::MAX) };
+    let lease = interval(terms.lease);
     let rows = sqlx::query!(
         r#"
         with gate as materialized (

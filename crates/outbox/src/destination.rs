@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::types::PgInterval;
 
-use crate::Destination;
+use crate::{Destination, interval};
 
 /// The destination asked to slow down: nobody calls it for that long. A longer pause that is under way stays.
 ///
@@ -17,7 +16,7 @@ pub async fn pause_for(
     length: Duration,
     reason: &str,
 ) -> Result<(), sqlx::Error> {
-    let length = PgInterval { months: 0, days: 0, microseconds: i64::try_from(length.as_micros()).unwrap_or(i64::MAX) };
+    let length = interval(length);
     sqlx::query!(
         "update destination set paused_until = clock_timestamp() + $2::interval, paused_reason = $3
          where name = $1 and (paused_until is null or paused_until < clock_timestamp() + $2::interval)",

@@ -53,16 +53,12 @@ impl MemberState {
     }
 }
 
-/// The claim is not ours any more: another worker has the action, and nothing was written.
-#[derive(Debug, thiserror::Error)]
-#[error("the claim was lost")]
-pub struct ClaimLost;
-
 /// A write amid an action that did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum FencedWriteError {
-    #[error(transparent)]
-    Lost(#[from] ClaimLost),
+    /// The claim is not ours any more: another worker has the action.
+    #[error("the claim was lost")]
+    ClaimLost,
     #[error("failed to write the ledger")]
     Database(#[from] sqlx::Error),
 }
@@ -242,7 +238,7 @@ pub async fn access_made(pool: &PgPool, claim: &Claim, email: &str) -> Result<()
 }
 
 fn fenced(rows: u64) -> Result<(), FencedWriteError> {
-    if rows == 0 { Err(ClaimLost.into()) } else { Ok(()) }
+    if rows == 0 { Err(FencedWriteError::ClaimLost) } else { Ok(()) }
 }
 
 /// Keeps the address of a Billing customer, learnt at that time, unless a newer one is known.

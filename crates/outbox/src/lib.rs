@@ -17,6 +17,10 @@
 //!
 //! It knows no HTTP and starts no task.
 
+use std::time::Duration;
+
+use sqlx::postgres::types::PgInterval;
+
 mod names;
 
 pub mod access;
@@ -48,7 +52,12 @@ pub fn is_conflict(error: &sqlx::Error) -> bool {
 }
 
 /// How long to leave the other one alone.
-pub const AFTER_A_CONFLICT: std::time::Duration = std::time::Duration::from_millis(5);
+pub const AFTER_A_CONFLICT: Duration = Duration::from_millis(5);
+
+/// A length of time as Postgres takes it; what is too long for it is as long as can be.
+fn interval(length: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(length.as_micros()).unwrap_or(i64::MAX) }
+}
 
 /// Whether a statement failed because of the values it was given, so that giving them again is no use.
 pub fn is_about_the_data(error: &sqlx::Error) -> bool {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::types::PgInterval;
+
+use crate::interval;
 
 /// Deletes up to `limit` alerts that were finished longer ago than that, with their actions and attempts; never dead ones.
 /// Returns how many.
@@ -11,8 +12,7 @@ use sqlx::postgres::types::PgInterval;
 /// # Errors
 /// When the database is away.
 pub async fn delete_finished(pool: &PgPool, older_than: Duration, limit: i64) -> Result<u64, sqlx::Error> {
-    let older_than =
-        PgInterval { months: 0, days: 0, microseconds: i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX) };
+    let older_than = interval(older_than);
     let deleted = sqlx::query!(
         "delete from outbox where id in (
            select id from outbox where status in ('done', 'ignored') and finished_at < now() - $1::interval

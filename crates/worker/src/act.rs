@@ -42,7 +42,7 @@ pub enum Stop {
 impl From<FencedWriteError> for Stop {
     fn from(error: FencedWriteError) -> Self {
         match error {
-            FencedWriteError::Lost(_) => Self::ClaimLost,
+            FencedWriteError::ClaimLost => Self::ClaimLost,
             FencedWriteError::Database(error) => Self::Database(error),
         }
     }
@@ -175,7 +175,7 @@ fn invited(outcome: InviteOutcome) -> &'static str {
     }
 }
 
-/// Planned by a worker that was configured for it, and claimed by one that is not: it waits for the configuration.
+/// Nobody claims for a section that is missing; if it came to that, the action would wait for the configuration.
 fn not_configured(section: &str) -> Stop {
     Failure::new(Meaning::Configuration, None, format!("this worker has no section [{section}] in its configuration"))
         .into()

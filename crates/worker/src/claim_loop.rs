@@ -138,9 +138,7 @@ impl Loop {
             let finished = match ended {
                 Some(ended) => self.finish(claim, ended).await,
                 None => {
-                    if claim.probing {
-                        self.probed(false).await;
-                    }
+                    self.if_it_probed(&claim, false).await;
                     Some(Finished::new(claim, Verdict::HandedBack { after: Duration::ZERO, error: None }, None))
                 }
             };
@@ -160,9 +158,7 @@ impl Loop {
         let stop = match result {
             Ok(outcome) => {
                 tracing::info!(outcome, "done");
-                if claim.probing {
-                    self.probed(attempt.is_some()).await;
-                }
+                self.if_it_probed(&claim, attempt.is_some()).await;
                 return Some(Finished::new(claim, Verdict::Done(outcome.to_owned()), attempt));
             }
             Err(stop) => stop,
@@ -185,9 +181,7 @@ impl Loop {
                 );
                 let error = Some("the database was away".to_owned());
                 let verdict = Verdict::HandedBack { after: Duration::from_secs(1), error };
-                if claim.probing {
-                    self.probed(false).await;
-                }
+                self.if_it_probed(&claim, false).await;
                 return Some(Finished::new(claim, verdict, attempt));
             }
         };
@@ -210,8 +204,7 @@ impl Loop {
         }
         match judgement.pause {
             Some(pause) => self.pause(pause, &failure.to_string()).await,
-            None if claim.probing => self.probed(judgement.reached).await,
-            None => {}
+            None => self.if_it_probed(&claim, judgement.reached).await,
         }
         Some(Finished::new(claim, judgement.verdict, attempt))
     }
@@ -235,7 +228,11 @@ impl Loop {
         }
     }
 
-    async fn probed(&self, went_through: bool) {
+    /// Notes what the claim has told, if it was the one that tries whether the destination is mended.
+    async fn if_it_probed(&self, claim: &Claim, went_through: bool) {
+        if !claim.probing {
+            return;
+        }
         match destination::probed(&self.pool, self.destination, went_through).await {
             Ok(()) if went_through => {
                 tracing::info!(destination = self.destination.as_str(), "the destination works again")

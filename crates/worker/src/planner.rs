@@ -25,7 +25,7 @@ pub async fn run(
 ) {
     let mut patience = Patience::default();
     while !shutdown.is_cancelled() {
-        let wait = match plan_batch(&pool, &policy, BATCH).await {
+        let wait = match plan_batch(&pool, &policy).await {
             Ok(0) => {
                 patience.reset();
                 poll_interval
@@ -57,9 +57,9 @@ fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
     patience.delay()
 }
 
-/// Plans up to `limit` alerts; returns how many there were.
-async fn plan_batch(pool: &PgPool, policy: &Policy, limit: i64) -> Result<usize, sqlx::Error> {
-    let Some(batch) = planning::take(pool, limit).await? else { return Ok(0) };
+/// Plans the oldest alerts; returns how many there were.
+async fn plan_batch(pool: &PgPool, policy: &Policy) -> Result<usize, sqlx::Error> {
+    let Some(batch) = planning::take(pool, BATCH).await? else { return Ok(0) };
     let alerts = batch.alerts.len();
     commit(batch, policy).await?;
     tracing::debug!(alerts, "planned");
