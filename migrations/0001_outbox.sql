@@ -176,7 +176,12 @@ create index classic_address_change_old on classic_address_change (old_email);
 create table billing_customer (
   customer_id text        primary key,
   email       text        not null,
+  -- When Paddle last changed the customer, by Paddle's clock, and the alert that told (null for a look-up): which of two
+  -- addresses is the newer one.
   as_of       timestamptz not null,
+  told_by     text,
+  -- When we learnt it, by ours: a look-up that was meant to be made before that has its answer.
+  learnt_at   timestamptz not null default clock_timestamp(),
   constraint billing_customer_email_lower_case check (email !~ '[A-Z]')
 );
 

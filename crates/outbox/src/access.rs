@@ -25,7 +25,7 @@
 //!
 //! # Whose it is
 //!
-//! A Billing subscription belongs to the address of its customer id. A Classic one belongs to the address in the newest alert
+//! A Billing subscription belongs to the newest address of its customer id ([`Address`]). A Classic one belongs to the address in the newest alert
 //! that names one, and from there to wherever the customer's address has changed since.
 
 use std::cmp::Ordering;
@@ -60,6 +60,26 @@ pub struct AddressChange {
     pub happened_at: DateTime<Utc>,
     pub old: String,
     pub new: String,
+}
+
+/// The address of a Billing customer, and how it is known.
+///
+/// Of two, the one as of later is right; Paddle's clock tells both. Of two as of the same moment it is the one whose alert has
+/// the greater number, and any alert before a look-up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub email: String,
+    /// When Paddle last changed the customer, as Paddle says.
+    pub as_of: DateTime<Utc>,
+    /// The alert that told it; none for a look-up.
+    pub told_by: Option<String>,
+}
+
+impl Address {
+    /// Whether this one is right, given another that is known.
+    pub fn is_as_new_as(&self, known: &Self) -> bool {
+        (self.as_of, &self.told_by) >= (known.as_of, &known.told_by)
+    }
 }
 
 /// Where a subscription stands, all its alerts considered.

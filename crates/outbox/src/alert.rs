@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::received::{email, end_of, identifier};
+use crate::received::{email, end_of, identifier, time};
 use crate::{AlertName, Source};
 
 /// An alert taken up for planning.
@@ -65,8 +65,8 @@ pub enum Status {
 pub enum NewAddress {
     /// Classic `update_audience_member`: the only signal of it there.
     Classic { old: String, new: String },
-    /// Billing `customer.created` and `customer.updated`.
-    Billing { customer_id: String, email: String },
+    /// Billing `customer.created` and `customer.updated`: the address as of the customer's last change, if it says when.
+    Billing { customer_id: String, email: String, as_of: Option<DateTime<Utc>> },
 }
 
 impl Status {
@@ -139,12 +139,14 @@ fn billing(alert_name: &str, payload: &Value) -> Says {
     let get = |pointer: &str| payload.pointer(pointer).and_then(Value::as_str);
     if alert_name.starts_with("customer.") {
         let (customer_id, address) = (get("/data/id").and_then(identifier), get("/data/email").and_then(email));
+        let as_of = get("/data/updated_at").and_then(time);
         return Says {
             email: address.clone(),
-            new_address: customer_id
-                .clone()
-                .zip(address)
-                .map(|(customer_id, email)| NewAddress::Billing { customer_id, email }),
+            new_address: customer_id.clone().zip(address).map(|(customer_id, email)| NewAddress::Billing {
+                customer_id,
+                email,
+                as_of,
+            }),
             customer_id,
             ..Says::default()
         };
@@ -226,9 +228,7 @@ mod tests {
         );
         assert_eq!(says.new_address, Some(NewAddress::Classic { old: "a@x.org".into(), new: "b@x.org".into() }));
         let says = read(Source::Billing, "customer.updated", &json!({"data": {"id": "ctm_1", "email": "B@x.org"}}));
-        assert_eq!(
-            says.new_address,
-            Some(NewAddress::Billing { customer_id: "ctm_1".into(), email: "b@x.org".into() })
-        );
+        let (customer_id, email) = ("ctm_1".to_owned(), "b@x.org".to_owned());
+        assert_eq!(says.new_address, Some(NewAddress::Billing { customer_id, email, as_of: None }));
     }
 }

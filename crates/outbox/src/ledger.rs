@@ -2,9 +2,9 @@
 //!
 //! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
 
-use chrono::{DateTime, Utc};
 use sqlx::{PgExecutor, PgPool};
 
+use crate::access::Address;
 use crate::claim::Claim;
 
 /// What a customer pays for at this moment.
@@ -241,47 +241,41 @@ fn fenced(rows: u64) -> Result<(), FencedWriteError> {
     if rows == 0 { Err(FencedWriteError::ClaimLost) } else { Ok(()) }
 }
 
-/// Keeps the address of a Billing customer, learnt at that time, unless a newer one is known.
+/// Keeps the address of a Billing customer, unless a newer one is known.
 ///
 /// # Errors
 /// When the database is away.
 pub async fn keep_address(
     executor: impl PgExecutor<'_>,
     customer_id: &str,
-    email: &str,
-    as_of: DateTime<Utc>,
+    address: &Address,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "insert into billing_customer as held (customer_id, email, as_of) values ($1, $2, $3)
-         on conflict (customer_id) do update set email = excluded.email, as_of = excluded.as_of where held.as_of <= excluded.as_of",
+        r#"
+        insert into billing_customer as held (customer_id, email, as_of, told_by) values ($1, $2, $3, $4)
+        on conflict (customer_id) do update
+        set email = excluded.email, as_of = excluded.as_of, told_by = excluded.told_by, learnt_at = excluded.learnt_at
+        where (held.as_of, coalesce(held.told_by, '') collate "C") <= (excluded.as_of, coalesce(excluded.told_by, '') collate "C")
+        "#,
         customer_id,
-        email,
-        as_of
+        address.email,
+        address.as_of,
+        address.told_by
     )
     .execute(executor)
     .await
     .map(drop)
 }
 
-/// Whether a look-up has its answer already.
-#[derive(Debug)]
-pub struct LookUp {
-    /// The address was learnt after the look-up was meant to be made.
-    pub is_answered: bool,
-    /// Postgres's clock: what Paddle answers from now on is at least as new.
-    pub now: DateTime<Utc>,
-}
-
-/// Looks whether a look-up still has to be made.
+/// Whether a look-up has its answer already: the address was learnt after the look-up was meant to be made.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn look_up(pool: &PgPool, claim: &Claim) -> Result<LookUp, sqlx::Error> {
-    sqlx::query_as!(
-        LookUp,
-        r#"select clock_timestamp() as "now!", exists (
+pub async fn is_looked_up(pool: &PgPool, claim: &Claim) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (
              select from billing_customer c join outbox_action a on a.customer_id = c.customer_id
-             where a.id = $1 and c.as_of >= a.due_at) as "is_answered!""#,
+             where a.id = $1 and c.learnt_at >= a.due_at) as "is_looked_up!""#,
         claim.id()
     )
     .fetch_one(pool)

@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::access::{AddressChange, Told};
+use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
 use crate::{Kind, Source, ledger};
 
@@ -38,8 +38,8 @@ pub struct Known {
     pub subscriptions: HashMap<Key, Subscription>,
     /// All that was told of each of them.
     pub told: HashMap<Key, Vec<Told>>,
-    /// Billing's customer ids with their addresses and when those were learnt.
-    pub addresses: HashMap<String, (String, DateTime<Utc>)>,
+    /// Billing's customer ids with their addresses.
+    pub addresses: HashMap<String, Address>,
     /// All changes that lead on from an address that was told of one of them.
     pub address_changes: Vec<AddressChange>,
 }
@@ -65,7 +65,7 @@ pub struct Plan {
     pub subscriptions: HashMap<Key, Subscription>,
     pub told: Vec<(Key, Told)>,
     pub address_changes: Vec<AddressChange>,
-    pub addresses: HashMap<String, (String, DateTime<Utc>)>,
+    pub addresses: HashMap<String, Address>,
     /// Customers for whom what is paid for changed.
     pub paid_changed: Vec<String>,
 }
@@ -198,12 +198,14 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
     known.address_changes = address_changes(transaction, &emails).await?;
     if !customers.is_empty() {
         let rows = sqlx::query!(
-            "select customer_id, email, as_of from billing_customer where customer_id = any($1::text[])",
+            "select customer_id, email, as_of, told_by from billing_customer where customer_id = any($1::text[])",
             &customers as _
         )
         .fetch_all(&mut **transaction)
         .await?;
-        known.addresses = rows.into_iter().map(|row| (row.customer_id, (row.email, row.as_of))).collect();
+        let address = |(email, as_of, told_by)| Address { email, as_of, told_by };
+        known.addresses =
+            rows.into_iter().map(|row| (row.customer_id, address((row.email, row.as_of, row.told_by)))).collect();
     }
     Ok(known)
 }
@@ -289,8 +291,8 @@ impl Batch {
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
         }
-        for (customer_id, (email, as_of)) in &plan.addresses {
-            ledger::keep_address(&mut **transaction, customer_id, email, *as_of).await?;
+        for (customer_id, address) in &plan.addresses {
+            ledger::keep_address(&mut **transaction, customer_id, address).await?;
         }
         if !plan.paid_changed.is_empty() {
             let mut emails = plan.paid_changed.clone();

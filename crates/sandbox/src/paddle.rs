@@ -27,6 +27,7 @@ use chrono::Utc;
 pub mod api;
 pub mod billing;
 pub mod classic;
+pub mod history;
 mod signer;
 
 pub use self::billing::{Billing, BillingAlert};

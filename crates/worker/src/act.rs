@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use oarlock_outbox::Kind;
+use oarlock_outbox::access::Address;
 use oarlock_outbox::claim::Claim;
 use oarlock_outbox::ledger::{self, FencedWriteError};
 use oarlock_outbox::record::Attempt;
@@ -134,9 +135,8 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
             Ok(invited(slack.invite(subject).await?))
         }
         Kind::PaddleCustomer => {
-            let look_up = ledger::look_up(pool, claim).await?;
             // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
-            if look_up.is_answered {
+            if ledger::is_looked_up(pool, claim).await? {
                 return Ok(UNCHANGED);
             }
             let customer = vendors.paddle.customer(subject).await?;
@@ -145,7 +145,8 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
                     Failure::new(Meaning::Permanent, Some(200), "the customer has no usable e-mail address").into()
                 );
             };
-            ledger::keep_address(pool, subject, &email, look_up.now).await?;
+            let address = Address { email, as_of: customer.updated_at, told_by: None };
+            ledger::keep_address(pool, subject, &address).await?;
             // Nothing is changed over there.
             Ok(UNCHANGED)
         }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use oarlock_service::config;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret as _;
@@ -32,6 +33,8 @@ pub struct Paddle {
 pub struct Customer {
     pub id: String,
     pub email: String,
+    /// When anything about the customer last changed, by Paddle's clock: how this address compares with one that an alert told.
+    pub updated_at: DateTime<Utc>,
 }
 
 impl fmt::Debug for Customer {
@@ -157,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_an_answer_means() {
-        let found = r#"{"data":{"id":"ctm_1","status":"active","custom_data":{},"name":null,"email":"ann@example.com"},"meta":{}}"#;
+        let found = r#"{"data":{"id":"ctm_1","status":"active","custom_data":{},"name":null,"email":"ann@example.com","updated_at":"2026-11-24T10:00:00.123Z"},"meta":{}}"#;
         let transient = Err(Meaning::Transient { retry_after: None });
         check(200, &[], found, Ok("ann@example.com"));
         check(200, &[], r#"{"data":{"id":"ctm_1"}}"#, transient);
@@ -195,7 +198,8 @@ mod tests {
         assert_eq!(meaning("ctm_1/../../events").await, Meaning::Permanent);
         assert_eq!(meaning("").await, Meaning::Permanent);
         assert_eq!(paddle.check().await, []);
-        let shown = format!("{:?}", Customer { id: "ctm_1".into(), email: "ann@example.com".into() });
+        let shown =
+            format!("{:?}", Customer { id: "ctm_1".into(), email: "ann@example.com".into(), updated_at: Utc::now() });
         assert!(!shown.contains("ann"), "{shown}");
     }
 }

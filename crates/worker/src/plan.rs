@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use oarlock_outbox::access::{self, AddressChange, Told};
+use oarlock_outbox::access::{self, Address, AddressChange, Told};
 use oarlock_outbox::alert::{Alert, NewAddress};
 use oarlock_outbox::planning::{Decision, Key, Known, NewAction, Plan, PlannedAlert, Subscription};
 use oarlock_outbox::{AlertName, Destination, Kind, Source};
@@ -102,7 +102,7 @@ impl Planning<'_> {
         let says = &alert.says;
         let mut changed = self.learn_address(alert);
         let email = says.email.clone().or_else(|| {
-            says.customer_id.as_ref().and_then(|id| self.known.addresses.get(id)).map(|(email, _)| email.clone())
+            says.customer_id.as_ref().and_then(|id| self.known.addresses.get(id)).map(|address| address.email.clone())
         });
         let route: Vec<Kind> =
             self.policy.route(alert.name).iter().copied().filter(|kind| self.policy.serves(*kind)).collect();
@@ -167,13 +167,17 @@ impl Planning<'_> {
                 changes.extend(self.evaluate(Source::Classic));
                 changes.extend([new, old].map(|email| Change { email: email.clone(), ends: None }));
             }
-            Some(NewAddress::Billing { customer_id, email }) => {
+            Some(NewAddress::Billing { customer_id, email, as_of }) => {
+                let told = Address {
+                    email: email.clone(),
+                    as_of: as_of.unwrap_or(alert.happened_at),
+                    told_by: Some(alert.alert_id.clone()),
+                };
                 let held = self.known.addresses.get(customer_id);
-                if held.is_none_or(|(_, as_of)| *as_of <= alert.happened_at) {
-                    let old = held.map(|(old, _)| old.clone()).filter(|old| old != email);
-                    let learnt = (email.clone(), alert.happened_at);
-                    self.known.addresses.insert(customer_id.clone(), learnt.clone());
-                    self.plan.addresses.insert(customer_id.clone(), learnt);
+                if held.is_none_or(|held| told.is_as_new_as(held)) {
+                    let old = held.map(|held| held.email.clone()).filter(|old| old != email);
+                    self.known.addresses.insert(customer_id.clone(), told.clone());
+                    self.plan.addresses.insert(customer_id.clone(), told);
                     if let Some(old) = old {
                         changes.extend([email.clone(), old].map(|email| Change { email, ends: None }));
                     }
@@ -225,7 +229,7 @@ impl Planning<'_> {
         let (email, told_email) = match key.0 {
             Source::Billing => {
                 let address = standing.customer_id.as_ref().and_then(|id| self.known.addresses.get(id));
-                (address.map(|(email, _)| email.clone()), None)
+                (address.map(|address| address.email.clone()), None)
             }
             Source::Classic => standing.email.as_ref().map_or((None, None), |(told, since)| {
                 (Some(access::address_now(told, *since, &self.known.address_changes)), Some(told.clone()))

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Duration, Utc};
+use chrono::{DateTime, Utc};
+use oarlock_outbox::access::Address;
 use oarlock_outbox::alert::{self, Alert};
 use oarlock_outbox::planning::{Decision, Known, Plan};
 use oarlock_outbox::{Kind, Source};
+use oarlock_sandbox::paddle::history::{self, Customer, Generation, Happens, History, Step};
 use oarlock_worker::plan::{Policy, plan};
 use proptest::prelude::*;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// When everybody looks: after all that happened, and before some of the ends ahead.
@@ -22,166 +23,29 @@ fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + second, 0).expect("a time")
 }
 
-/// One thing that happens, to one of the subscriptions or to the customer.
-#[derive(Debug, Clone)]
-struct Step {
-    /// Seconds since the step before; 0 is the same second.
-    after: i64,
-    subscription: usize,
-    happens: Happens,
-}
-
-#[derive(Debug, Clone)]
-enum Happens {
-    Status(&'static str),
-    Plan(u8),
-    Paid,
-    PaymentFailed,
-    /// Takes effect that many seconds after now (which may be before).
-    Cancelled(i64),
-    RefundedInFull,
-    NewAddress,
+fn customer(generation: Generation, refund_ends_access: bool) -> Customer {
+    Customer { generation, number: 1, begins: at(0), looked_at: at(NOW), refund_ends_access }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let happens = prop_oneof![
-        3 => prop::sample::select(vec!["active", "trialing", "past_due", "paused"]).prop_map(Happens::Status),
-        2 => (0..3u8).prop_map(Happens::Plan),
-        2 => Just(Happens::Paid),
-        1 => Just(Happens::PaymentFailed),
-        2 => (-200..200i64).prop_map(Happens::Cancelled),
-        1 => Just(Happens::RefundedInFull),
-        1 => Just(Happens::NewAddress),
-    ];
-    let step = (prop_oneof![Just(0i64), 1..20i64], 0..3usize, happens);
-    prop::collection::vec(step.prop_map(|(after, subscription, happens)| Step { after, subscription, happens }), 1..12)
+    prop::collection::vec(any::<[u16; 4]>().prop_map(Step::drawn), 1..12)
 }
 
-/// What the oracle knows of a subscription: what really is.
-#[derive(Debug, Clone)]
-struct Real {
-    status: &'static str,
-    plan: u8,
-    end: Option<i64>,
-}
-
-/// Lives through a history; returns the alerts it causes, in the order of their numbers, and who is entitled to what in
-/// the end: each address with its plans.
-fn live(steps: &[Step], source: Source, refund_ends_access: bool) -> (Vec<Alert>, BTreeMap<String, BTreeSet<String>>) {
-    let mut alerts = Vec::new();
-    let mut real: BTreeMap<usize, Real> = BTreeMap::new();
-    let (mut second, mut address) = (0, 0);
-    let email = |address: usize| format!("ann{address}@example.com");
-    for step in steps {
-        second += step.after;
-        if source == Source::Billing && matches!(step.happens, Happens::NewAddress) {
-            // Billing tells microseconds: a customer does not change their address twice in one.
-            second += 1;
+/// The alerts as the planner takes them up.
+fn alerts(history: &History) -> Vec<Alert> {
+    let stored = |told: &history::Told| {
+        let (name, payload) = (told.alert.name(), told.alert.payload());
+        let source = if payload.get("event_id").is_some() { Source::Billing } else { Source::Classic };
+        Alert {
+            id: Uuid::now_v7(),
+            source,
+            alert_id: told.alert.id().to_owned(),
+            name: name.parse().ok(),
+            happened_at: told.at,
+            says: alert::read(source, name, &payload),
         }
-        let mut tell = |name: &str, payload: Value| {
-            let number = alerts.len() + 1;
-            let id = match source {
-                Source::Classic => number.to_string(),
-                Source::Billing => format!("evt_{number:05}"),
-            };
-            alerts.push(Alert {
-                id: Uuid::now_v7(),
-                source,
-                alert_id: id,
-                name: name.parse().ok(),
-                happened_at: at(second),
-                says: alert::read(source, name, &payload),
-            });
-        };
-        if matches!(step.happens, Happens::NewAddress) {
-            let (old, new) = (email(address), email(address + 1));
-            address += 1;
-            match source {
-                Source::Classic => {
-                    tell("update_audience_member", json!({"old_customer_email": old, "new_customer_email": new}))
-                }
-                Source::Billing => tell("customer.updated", json!({"data": {"id": "ctm_1", "email": new}})),
-            }
-            continue;
-        }
-        let is_new = !real.contains_key(&step.subscription);
-        let it = real.entry(step.subscription).or_insert(Real { status: "active", plan: 0, end: None });
-        let old_status = it.status;
-        let mut cancellation = None;
-        let mut refund = false;
-        match step.happens {
-            // A subscription begins with its creation, whatever was to happen to it.
-            _ if is_new => {}
-            Happens::Status(status) => it.status = status,
-            Happens::Plan(plan) => it.plan = plan,
-            Happens::Paid => it.status = "active",
-            Happens::PaymentFailed => it.status = "past_due",
-            Happens::Cancelled(until) => {
-                it.status = "deleted";
-                cancellation = Some(NOW + until);
-            }
-            Happens::RefundedInFull => refund = source == Source::Classic,
-            Happens::NewAddress => unreachable!("handled above"),
-        }
-        // What is paid for, by the rules as they are written down for people.
-        let ends_now = |end: Option<i64>| Some(end.map_or(second, |end| end.min(second)));
-        it.end = match it.status {
-            "active" | "trialing" | "past_due" => None,
-            "paused" => ends_now(it.end),
-            _ => match (cancellation, source) {
-                (Some(until), Source::Classic) => Some(it.end.map_or(until, |end| end.min(until))),
-                // Billing says so when it has come to pass.
-                (_, Source::Billing) => Some(it.end.unwrap_or(second)),
-                (None, Source::Classic) => Some(it.end.unwrap_or(second)),
-            },
-        };
-        if refund && refund_ends_access {
-            it.end = ends_now(it.end);
-        }
-        let id = format!("{}", step.subscription);
-        match source {
-            Source::Classic => {
-                let mut payload = json!({"email": email(address), "subscription_id": id, "subscription_plan_id": it.plan.to_string(), "status": it.status});
-                let name = match step.happens {
-                    _ if is_new => "subscription_created",
-                    Happens::Status(_) | Happens::Plan(_) => {
-                        payload["old_status"] = old_status.into();
-                        "subscription_updated"
-                    }
-                    Happens::Paid => "subscription_payment_succeeded",
-                    Happens::PaymentFailed => "subscription_payment_failed",
-                    Happens::Cancelled(_) => {
-                        let until = at(cancellation.expect("set above")).format("%Y-%m-%d %H:%M:%S").to_string();
-                        payload["cancellation_effective_date"] = until.into();
-                        "subscription_cancelled"
-                    }
-                    Happens::RefundedInFull => {
-                        payload["refund_type"] = "full".into();
-                        "subscription_payment_refunded"
-                    }
-                    Happens::NewAddress => unreachable!("handled above"),
-                };
-                tell(name, payload);
-            }
-            Source::Billing => {
-                let status = if it.status == "deleted" { "canceled" } else { it.status };
-                let name = match status {
-                    _ if is_new => "subscription.created",
-                    "canceled" => "subscription.canceled",
-                    "paused" => "subscription.paused",
-                    "past_due" => "subscription.past_due",
-                    _ => "subscription.updated",
-                };
-                let items = json!([{"price": {"id": it.plan.to_string(), "product_id": null}}]);
-                tell(name, json!({"data": {"id": id, "status": status, "customer_id": "ctm_1", "items": items}}));
-            }
-        }
-    }
-    let mut entitled: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for it in real.values().filter(|it| it.end.is_none_or(|end| end > NOW)) {
-        entitled.entry(email(address)).or_default().insert(it.plan.to_string());
-    }
-    (alerts, entitled)
+    };
+    history.alerts.iter().map(stored).collect()
 }
 
 /// The ledger as Postgres would hold it.
@@ -212,7 +76,7 @@ type Planned = (Kind, String, Option<DateTime<Utc>>);
 
 /// Delivers alerts in this order, so many at a time. Paddle is asked for an address when the planner wants it, and answers
 /// with the one of now.
-fn deliver(order: &[&Alert], batch: usize, address_now: &str, policy: &Policy) -> (Ledger, Vec<Planned>) {
+fn deliver(order: &[&Alert], batch: usize, address_now: &Address, policy: &Policy) -> (Ledger, Vec<Planned>) {
     let mut ledger = Ledger::default();
     let mut actions = Vec::new();
     for alerts in order.chunks(batch) {
@@ -230,12 +94,22 @@ fn deliver(order: &[&Alert], batch: usize, address_now: &str, policy: &Policy) -
             }
             ledger.write(planned);
             if !again.is_empty() {
-                ledger.0.addresses.insert("ctm_1".to_owned(), (address_now.to_owned(), at(NOW)));
+                let held =
+                    ledger.0.addresses.entry(customer(Generation::Billing, false).id()).or_insert(address_now.clone());
+                if address_now.is_as_new_as(held) {
+                    *held = address_now.clone();
+                }
             }
             alerts = again;
         }
     }
     (ledger, actions)
+}
+
+/// What a look-up finds when all is over.
+fn address_now(history: &History) -> Address {
+    let email = history.addresses.last().expect("everybody has one").clone();
+    Address { email, as_of: history.address_since, told_by: None }
 }
 
 fn policy(revoke_on_full_refund: bool) -> Policy {
@@ -253,8 +127,9 @@ proptest! {
         batch in 1..6usize,
         shuffle in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
     ) {
-        let source = if billing { Source::Billing } else { Source::Classic };
-        let (alerts, expected) = live(&steps, source, revoke);
+        let generation = if billing { Generation::Billing } else { Generation::Classic };
+        let history = customer(generation, revoke).lives(&steps);
+        let alerts = alerts(&history);
         // Each at least once, some again, in any order.
         let mut order: Vec<&Alert> = alerts.iter().collect();
         order.extend(shuffle.iter().take(8).map(|index| &alerts[index.index(alerts.len())]));
@@ -262,14 +137,12 @@ proptest! {
             let (a, b) = (at % order.len(), index.index(order.len()));
             order.swap(a, b);
         }
-        let moves = steps.iter().filter(|step| matches!(step.happens, Happens::NewAddress)).count();
-        let address_now = format!("ann{moves}@example.com");
-        let (ledger, actions) = deliver(&order, batch, &address_now, &policy(revoke));
-        prop_assert_eq!(&ledger.entitled(), &expected);
+        let (ledger, actions) = deliver(&order, batch, &address_now(&history), &policy(revoke));
+        prop_assert_eq!(&ledger.entitled(), &history.paid);
 
         // Whoever was ever entitled by what was known so far is evaluated again when that changes: at the end everybody
         // whose entitlement is not nothing has an evaluation, and every end ahead has one at its time.
-        for email in expected.keys() {
+        for email in history.paid.keys() {
             prop_assert!(actions.iter().any(|(kind, who, _)| *kind == Kind::JiraAccess && who == email), "{email} is never evaluated");
         }
         for held in ledger.0.subscriptions.values() {
@@ -294,12 +167,13 @@ fn the_chain_decides_within_a_second() {
     ]
     .map(|(after, happens)| Step { after, subscription: 0, happens })
     .into();
-    let (mut alerts, expected) = live(&steps, Source::Classic, false);
+    let history = customer(Generation::Classic, false).lives(&steps);
+    let mut alerts = alerts(&history);
     (alerts[2].alert_id, alerts[3].alert_id) = ("9".to_owned(), "8".to_owned());
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
         let order: Vec<&Alert> = order.iter().map(|at| &alerts[*at]).collect();
-        let (ledger, _) = deliver(&order, 1, "", &policy(false));
-        assert_eq!(ledger.entitled(), expected);
+        let (ledger, _) = deliver(&order, 1, &address_now(&history), &policy(false));
+        assert_eq!(ledger.entitled(), history.paid);
     }
-    assert!(!expected.is_empty() && at(NOW) > at(0) + Duration::seconds(15));
+    assert!(!history.paid.is_empty());
 }

@@ -240,8 +240,16 @@ impl BillingAlert {
         self.envelope["event_id"].as_str().unwrap_or_default()
     }
 
-    fn name(&self) -> &str {
+    /// The `event_type`.
+    #[must_use]
+    pub fn name(&self) -> &str {
         self.envelope["event_type"].as_str().unwrap_or_default()
+    }
+
+    /// The envelope.
+    #[must_use]
+    pub fn payload(&self) -> Value {
+        self.envelope.clone()
     }
 
     #[must_use]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Days, Months, Utc};
+use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{ClassicSigner, Signed, next_number};
@@ -304,6 +305,12 @@ impl ClassicAlert {
         self.field("cancellation_effective_date", &day.format("%Y-%m-%d").to_string())
     }
 
+    /// The `cancellation_effective_date` as a point in time, which Paddle sends as well.
+    #[must_use]
+    pub fn ends_at(self, time: DateTime<Utc>) -> Self {
+        self.field("cancellation_effective_date", &time.format("%Y-%m-%d %H:%M:%S").to_string())
+    }
+
     /// Access is over already: the `cancellation_effective_date` was yesterday.
     #[must_use]
     pub fn ended(self) -> Self {
@@ -319,6 +326,12 @@ impl ClassicAlert {
     #[must_use]
     pub fn id(&self) -> &str {
         self.fields.get("alert_id").map(String::as_str).unwrap_or_default()
+    }
+
+    /// All fields, as JSON.
+    #[must_use]
+    pub fn payload(&self) -> Value {
+        json!(self.fields)
     }
 
     /// A field as it would be sent.

@@ -131,8 +131,8 @@ fn a_billing_alert_waits_for_its_address() {
     let created = alert(1, "subscription.created", &payload);
     let plan = check(&ALL, &Known::default(), std::slice::from_ref(&created), &[&["paddle_customer ctm_1"]]);
     assert!(plan.subscriptions.is_empty(), "nothing is applied before the address is known");
-    let known =
-        Known { addresses: [("ctm_1".to_owned(), ("ann@example.com".to_owned(), at(0)))].into(), ..Known::default() };
+    let address = Address { email: "ann@example.com".to_owned(), as_of: at(0), told_by: None };
+    let known = Known { addresses: [("ctm_1".to_owned(), address)].into(), ..Known::default() };
     let plan = check(
         &ALL,
         &known,
