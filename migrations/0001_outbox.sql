@@ -230,11 +230,17 @@ create table destination (
   probing       boolean     not null default false,
   -- Until then a worker is at it.
   probe_until   timestamptz,
+  -- All workers together run no more actions than this in any minute; null is as many as they can. Set it by hand as well.
+  actions_per_minute integer,
+  -- The end of the turns that were taken so far, at an even pace.
+  turns_taken_until  timestamptz not null default '-infinity',
   constraint destination_known check (name in ('jira', 'slack', 'paddle')),
-  constraint destination_failures_sane check (failures >= 0)
+  constraint destination_failures_sane check (failures >= 0),
+  constraint destination_pace_sane check (actions_per_minute > 0)
 );
 
-insert into destination (name) values ('jira'), ('slack'), ('paddle');
+-- Paddle's API takes 240 calls a minute from one address; an action is one.
+insert into destination (name, actions_per_minute) values ('jira', null), ('slack', null), ('paddle', 240);
 
 -- Views for people.
 
@@ -338,7 +344,8 @@ begin
   if exists (select from outbox_action where outbox_id = new.id and status = 'dead') then
     update outbox_action set status = 'pending' where outbox_id = new.id and status = 'dead';
   else
-    update outbox_action set status = 'pending' where outbox_id = new.id and status = 'done';
+    -- A look-up has brought the address, which is kept up to date since: what the alert is for is done again.
+    update outbox_action set status = 'pending' where outbox_id = new.id and status = 'done' and kind <> 'paddle_customer';
   end if;
   perform pg_notify('oarlock', 'outbox');
   return null;
@@ -381,8 +388,8 @@ create trigger outbox_action_ended after update of status on outbox_action for e
   when (new.status in ('dead', 'discarded') and new.status <> old.status)
   execute function outbox_action_ended();
 
--- Runs an action or an alert again, whatever end it came to: of an alert the dead actions, or all of them if none is dead;
--- an alert that was ignored or could not be planned is planned again. Returns how many actions or alerts were put back.
+-- Runs an action or an alert again, whatever end it came to: of an alert the dead actions, or all of them but the look-up of
+-- its address if none is dead; an alert that was ignored or could not be planned is planned again. Returns how many actions or alerts were put back.
 create function replay(id uuid) returns integer language plpgsql as $$
 declare
   put_back integer;

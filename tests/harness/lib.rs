@@ -242,6 +242,11 @@ impl Oarlock {
         format!("http://{}/paddle", self.receiver().address())
     }
 
+    /// A sender of one's own, for tasks beside the test.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
     /// Paddle Classic sends an alert, which must be answered 200.
     #[track_caller]
     pub fn paddle_sends(&self, alert: &ClassicAlert) -> impl Future<Output = ()> {
@@ -266,7 +271,13 @@ impl Oarlock {
 
     /// Waits until all is done that is due.
     pub async fn settles(&self) {
-        self.until(
+        self.settles_within(PATIENCE).await;
+    }
+
+    /// Waits until all is done that is due, with a patience of one's own.
+    pub async fn settles_within(&self, patience: Duration) {
+        self.until_within(
+            patience,
             "everything due is done",
             "select not exists (select from outbox where to_plan)
                 and not exists (select from outbox_action where status in ('pending', 'running') and due_at <= now())",
@@ -274,14 +285,30 @@ impl Oarlock {
         .await;
     }
 
+    /// Time passes, as far as the system can tell: Postgres's clock is the only one it goes by, and every time in the database
+    /// lies that much further back.
+    pub async fn time_passes(&self, time: chrono::Duration) {
+        let waiting = async { while !self.database.moves_back(time).await {} };
+        assert!(
+            tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+            "something is always running\n{}",
+            self.outbox().await
+        );
+    }
+
     /// Waits until a query says true.
     pub async fn until(&self, what: &str, query: &'static str) {
+        self.until_within(PATIENCE, what, query).await;
+    }
+
+    /// Waits until a query says true, with a patience of one's own.
+    pub async fn until_within(&self, patience: Duration, what: &str, query: &'static str) {
         let waiting = async {
             while !sqlx::query_scalar::<_, bool>(query).fetch_one(self.pool()).await.unwrap_or(false) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+        if tokio::time::timeout(patience, waiting).await.is_err() {
             panic!("in vain waited until {what}: {query}\n{}\n{}", self.outbox().await, self.logs());
         }
     }

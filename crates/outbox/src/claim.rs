@@ -25,6 +25,8 @@ pub struct Claim {
     pub while_paid: bool,
     /// The destination had a configuration failure, and this is the one action that tries it again.
     pub probing: bool,
+    /// The destination runs only so many actions a minute: each takes its turn first (see [`crate::destination::take_turn`]).
+    pub paced: bool,
 }
 
 /// Which alert an action belongs to: ids for people who read logs.
@@ -76,7 +78,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
     let rows = sqlx::query!(
         r#"
         with gate as materialized (
-          select probing from destination
+          select probing, actions_per_minute is not null as paced from destination
           where name = $1 and (paused_until is null or paused_until <= now()) and (not probing or probe_until is null or probe_until <= now())
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
@@ -127,10 +129,10 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!",
-               (select probing from gate) as "probing!", false as "buried!"
+               (select probing from gate) as "probing!", (select paced from gate) as "paced!", false as "buried!"
         from claimed c join outbox o on o.id = c.outbox_id
         union all
-        select b.id, b.kind, '', 0, false, b.id, '', '', false, true from buried b
+        select b.id, b.kind, '', 0, false, b.id, '', '', false, false, true from buried b
         "#,
         destination.as_str(),
         i64::from(limit),
@@ -161,6 +163,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
             subject: row.subject,
             while_paid: row.while_paid,
             probing: row.probing,
+            paced: row.paced,
         });
     }
     Ok(claimed)

@@ -1,4 +1,4 @@
-//! The pauses every worker obeys.
+//! The pauses and the pace that every worker obeys.
 
 use std::time::Duration;
 
@@ -67,4 +67,24 @@ pub async fn probed(pool: &PgPool, destination: Destination, went_through: bool)
             .await?;
     }
     Ok(())
+}
+
+/// Takes a turn at a destination that runs only so many actions a minute; false if none is free yet.
+///
+/// Turns come at an even pace, and up to 12 s of them may have gathered. At six fifths of a minute for as many turns as a
+/// minute may have, what has gathered and what comes in any minute are together no more than that.
+///
+/// # Errors
+/// When the database is away.
+pub async fn take_turn(pool: &PgPool, destination: Destination) -> Result<bool, sqlx::Error> {
+    let taken = sqlx::query!(
+        "update destination
+         set turns_taken_until = greatest(turns_taken_until, clock_timestamp() - interval '12 s')
+                                 + coalesce(interval '72 s' / actions_per_minute, interval '0')
+         where name = $1 and turns_taken_until <= clock_timestamp()",
+        destination.as_str()
+    )
+    .execute(pool)
+    .await?;
+    Ok(taken.rows_affected() > 0)
 }

@@ -147,10 +147,11 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
         .unzip();
     let customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
-    let mut old_emails = Vec::new();
+    let (mut old_emails, mut new_emails) = (Vec::new(), Vec::new());
     for alert in alerts {
-        if let Some(alert::NewAddress::Classic { old, .. }) = &alert.says.new_address {
+        if let Some(alert::NewAddress::Classic { old, new }) = &alert.says.new_address {
             old_emails.push(old.as_str());
+            new_emails.push(new.as_str());
         }
     }
     let mut known = Known::default();
@@ -194,6 +195,8 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         .filter_map(|alert| alert.says.email.as_deref())
         .chain(known.subscriptions.values().filter_map(|subscription| subscription.told_email.as_deref()))
         .chain(old_emails.iter().copied())
+        // From where a change leads that only this batch tells of, another may have led on before.
+        .chain(new_emails.iter().copied())
         .collect();
     known.address_changes = address_changes(transaction, &emails).await?;
     if !customers.is_empty() {

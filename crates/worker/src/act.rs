@@ -3,13 +3,13 @@
 //! Outside any transaction, and with a deadline before the lease ends: what runs longer has lost its claim and must not go
 //! on calling. An action that is dropped in the middle, by a stop or a crash, can be run again from the start.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use oarlock_outbox::Kind;
 use oarlock_outbox::access::Address;
 use oarlock_outbox::claim::Claim;
 use oarlock_outbox::ledger::{self, FencedWriteError};
 use oarlock_outbox::record::Attempt;
+use oarlock_outbox::{Kind, destination};
 use oarlock_service::config::{self, WorkerConfig};
 use sqlx::PgPool;
 
@@ -89,6 +89,13 @@ impl Vendors {
 
 /// Runs a claimed action until it ends or `deadline` has come.
 pub async fn act(pool: &PgPool, vendors: &Vendors, claim: &Claim, deadline: Instant) -> Ended {
+    if claim.paced {
+        match destination::take_turn(pool, claim.kind.destination()).await {
+            Ok(true) => {}
+            Ok(false) => return Ended { result: Err(not_our_turn().into()), attempt: None },
+            Err(error) => return Ended { result: Err(error.into()), attempt: None },
+        }
+    }
     let started = Instant::now();
     let run = http::with_last_status(run(pool, vendors, claim));
     let (result, http_status) = match tokio::time::timeout_at(deadline.into(), run).await {
@@ -174,6 +181,12 @@ fn invited(outcome: InviteOutcome) -> &'static str {
         InviteOutcome::Invited => "invited",
         InviteOutcome::AlreadyInvited => "already invited",
     }
+}
+
+/// The pause lasts until some turns have gathered, so that not each of them costs one.
+fn not_our_turn() -> Failure {
+    let meaning = Meaning::RateLimited { retry_after: Duration::from_secs(6) };
+    Failure::new(meaning, None, "as many actions as destination.actions_per_minute allows were run")
 }
 
 /// Nobody claims for a section that is missing; if it came to that, the action would wait for the configuration.

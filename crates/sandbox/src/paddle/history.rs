@@ -1,8 +1,8 @@
 //! What really happens to a customer's subscriptions, what Paddle says of it, and what is paid for in the end.
 //!
-//! In: steps, each so many seconds after the one before, and when everybody looks. Out: the alerts, numbered in the order of
-//! what happened, for a test to shuffle, repeat and lose sight of; and the truth, to compare with. The truth is lived through
-//! as it happened, by the rules as they are written down for people. It knows nothing of alerts.
+//! In: steps, each so many seconds after the one before. Out: the alerts, numbered in the order of what happened, for a test
+//! to shuffle, repeat and hold back; and the truth, to compare with. The truth is lived through as it happened, by the rules
+//! as they are written down for people. It knows nothing of alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,7 @@ pub enum Happens {
     Plan(u16),
     Paid,
     PaymentFailed,
-    /// Takes effect that many seconds after everybody looks; a negative number is before.
+    /// Takes effect that many hours from today; a negative number is before.
     Cancelled(i64),
     RefundedInFull,
     NewAddress,
@@ -68,8 +68,8 @@ pub struct Customer {
     /// Tells customers apart: it is in the addresses and in all ids.
     pub number: u32,
     pub begins: DateTime<Utc>,
-    /// When everybody looks.
-    pub looked_at: DateTime<Utc>,
+    /// After all that happened; cancellations count from it.
+    pub today: DateTime<Utc>,
     /// Whether a payment that is paid back in full ends access.
     pub refund_ends_access: bool,
 }
@@ -79,12 +79,29 @@ pub struct Customer {
 pub struct History {
     /// In the order of their numbers.
     pub alerts: Vec<Told>,
-    /// Who has access when everybody looks: an address, with its plans.
-    pub paid: BTreeMap<String, BTreeSet<String>>,
+    subscriptions: Vec<Real>,
     /// Every address the customer ever had; the last is the one of now.
     pub addresses: Vec<String>,
     /// Since when the customer has the last.
     pub address_since: DateTime<Utc>,
+}
+
+impl History {
+    /// The address of now.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.addresses.last().map_or("", String::as_str)
+    }
+
+    /// Who has access at a time, once all has happened: an address, with the plans.
+    #[must_use]
+    pub fn paid_at(&self, time: DateTime<Utc>) -> BTreeMap<String, BTreeSet<String>> {
+        let mut paid: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for it in self.subscriptions.iter().filter(|it| it.end.is_none_or(|end| end > time)) {
+            paid.entry(self.address().to_owned()).or_default().insert(it.plan.to_string());
+        }
+        paid
+    }
 }
 
 /// An alert, and when what it tells happened.
@@ -174,11 +191,12 @@ impl Customer {
             life.now += Duration::seconds(i64::from(step.after));
             life.step(step);
         }
-        let mut paid: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for it in life.real.values().filter(|it| it.end.is_none_or(|end| end > self.looked_at)) {
-            paid.entry(life.email()).or_default().insert(it.plan.to_string());
+        History {
+            alerts: life.alerts,
+            subscriptions: life.real.into_values().collect(),
+            addresses: life.addresses,
+            address_since: life.address_since,
         }
-        History { alerts: life.alerts, paid, addresses: life.addresses, address_since: life.address_since }
     }
 }
 
@@ -223,7 +241,7 @@ impl Life {
                 it.status = "deleted";
                 // Billing tells of it when it has come to pass.
                 if self.customer.generation == Generation::Classic {
-                    cancelled_until = Some(self.customer.looked_at + Duration::seconds(until));
+                    cancelled_until = Some(self.customer.today + Duration::hours(until));
                 }
             }
             // Billing's refunds concern no subscription.
