@@ -1,5 +1,7 @@
 //! A database of its own for each test, in the cluster that `DATABASE_URL` names.
 
+use std::time::Duration;
+
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use uuid::Uuid;
@@ -42,15 +44,25 @@ impl Database {
         execute(&mut connection, statement.replace("{}", &self.name)).await;
     }
 
-    /// Moves every time in it back, unless an action is running: while a call is under way, hours do not pass.
-    pub async fn moves_back(&self, time: chrono::Duration) -> bool {
+    /// Moves every time in it back, at a moment when no action is running: while a call is under way, hours do not pass.
+    pub async fn moves_back(&self, time: chrono::Duration) {
+        let mut connection = self.pool.acquire().await.expect("the database is there");
+        // No trigger has anything to do with it.
+        execute(&mut connection, "set session_replication_role = replica".to_owned()).await;
+        execute(
+            &mut connection,
+            "create temp table paused as select name, paused_until, paused_reason from destination;
+             update destination set paused_until = 'infinity', paused_reason = 'time passes'"
+                .to_owned(),
+        )
+        .await;
+        let running = "select exists (select from outbox_action where status = 'running')";
+        while sqlx::query_scalar(running).fetch_one(&mut *connection).await.expect("the query is right") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let statement = format!(
             "do $$ declare t record; begin
-               lock table outbox_action in exclusive mode;
-               if exists (select from outbox_action where status = 'running') then
-                 raise exception 'running' using errcode = 'object_in_use';
-               end if;
-               set local session_replication_role = replica; -- no trigger has anything to do with it
+               update destination d set paused_until = p.paused_until, paused_reason = p.paused_reason from paused p where p.name = d.name;
                for t in
                  select table_name, string_agg(format('%1$I = %1$I - interval ''{} s''', column_name), ', ') as sets
                  from information_schema.columns join information_schema.tables using (table_schema, table_name)
@@ -63,11 +75,8 @@ impl Database {
              end $$",
             time.num_seconds()
         );
-        match sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&self.pool).await {
-            Ok(_) => true,
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55006") => false,
-            Err(error) => panic!("failed to move the times: {error}"),
-        }
+        execute(&mut connection, statement).await;
+        execute(&mut connection, "drop table paused; reset session_replication_role".to_owned()).await;
     }
 
     /// Takes the database away: nobody can connect, and who is connected is cut off.

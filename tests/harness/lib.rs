@@ -7,7 +7,7 @@
 mod database;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use oarlock_sandbox::paddle::{BillingAlert, BillingSigner, ClassicAlert, ClassicSigner, Reply, Sender, Signed};
@@ -225,6 +225,13 @@ impl Oarlock {
         self.sandbox.jira(self.settings.edition)
     }
 
+    /// Who is in `group:NAME` or `organization:ID`: addresses.
+    pub fn members(&self, target: &str) -> BTreeSet<String> {
+        let (kind, name) = target.split_once(':').expect("group:NAME or organization:ID");
+        let members = if kind == "group" { self.jira().group(name) } else { self.jira().organization(name) };
+        members.members().into_iter().collect()
+    }
+
     pub fn slack(&self) -> &Slack {
         self.sandbox.slack()
     }
@@ -288,12 +295,8 @@ impl Oarlock {
     /// Time passes, as far as the system can tell: Postgres's clock is the only one it goes by, and every time in the database
     /// lies that much further back.
     pub async fn time_passes(&self, time: chrono::Duration) {
-        let waiting = async { while !self.database.moves_back(time).await {} };
-        assert!(
-            tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
-            "something is always running\n{}",
-            self.outbox().await
-        );
+        let passing = self.database.moves_back(time);
+        assert!(tokio::time::timeout(PATIENCE, passing).await.is_ok(), "it runs for ever\n{}", self.outbox().await);
     }
 
     /// Waits until a query says true.
@@ -352,11 +355,11 @@ impl Oarlock {
         ids[0]
     }
 
-    /// The outbox, for a failing test's message.
+    /// The end of the outbox, for a failing test's message.
     pub async fn outbox(&self) -> String {
         let rows: Vec<String> = sqlx::query_scalar(
             "select concat_ws(' | ', o.alert_name, o.status, o.last_error, a.kind, a.status, a.outcome, a.attempts, a.last_error, a.run_at - now())
-             from outbox o left join outbox_action a on a.outbox_id = o.id order by o.id, a.id",
+             from (select * from outbox order by id desc limit 200) o left join outbox_action a on a.outbox_id = o.id order by o.id, a.id",
         )
         .fetch_all(self.pool())
         .await

@@ -294,6 +294,9 @@ impl Batch {
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
         }
+        if !plan.addresses.is_empty() {
+            answer_look_ups(transaction, plan.addresses.keys()).await?;
+        }
         for (customer_id, address) in &plan.addresses {
             ledger::keep_address(&mut **transaction, customer_id, address).await?;
         }
@@ -383,6 +386,26 @@ async fn write_told(transaction: &mut Transaction<'static, Postgres>, rows: &[(K
         &rows.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
         &rows.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
+    )
+    .execute(&mut **transaction)
+    .await
+    .map(drop)
+}
+
+/// An alert tells what was to be looked up: look-ups that wait, and those that found nobody, are due now and will find it.
+/// One that is under way is touched, so that its end cannot be recorded without seeing what is written here.
+async fn answer_look_ups(
+    transaction: &mut Transaction<'static, Postgres>,
+    customers: impl Iterator<Item = &String>,
+) -> Result<(), sqlx::Error> {
+    let customers: Vec<&str> = customers.map(String::as_str).collect();
+    sqlx::query!(
+        "update outbox_action
+         set status = case status when 'running' then status else 'pending' end,
+             run_at = case status when 'running' then run_at else clock_timestamp() end
+         where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer'
+           and status in ('pending', 'running', 'dead')",
+        &customers as _
     )
     .execute(&mut **transaction)
     .await

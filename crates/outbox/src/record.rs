@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::Kind;
@@ -101,6 +101,12 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         // A pause that somebody ends in this moment is over for what is written here as well.
         sqlx::query!("select name from destination order by name for share").fetch_all(&mut *transaction).await?;
     }
+    let answered = answered_meanwhile(&mut transaction, results).await?;
+    let unchanged = Verdict::Done("unchanged".to_owned());
+    let verdicts: Vec<&Verdict> = results
+        .iter()
+        .map(|result| if answered.contains(&result.action_id()) { &unchanged } else { &result.verdict })
+        .collect();
     let now = Instant::now();
     let milliseconds = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let recorded = sqlx::query!(
@@ -135,6 +141,8 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         ), followed as (
           update outbox_action f
           set status = l.status,
+              -- The call was made for it as well. A series of its own, from the start, would be one more series of calls.
+              attempts = case when l.status = 'done' then f.attempts else greatest(f.attempts, l.attempts) end,
               outcome = case when l.status = 'done' then 'covered by ' || l.id end,
               last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
               run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) else f.run_at end,
@@ -155,16 +163,16 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         "#,
         &ids,
         &results.iter().map(|result| result.claim.token()).collect::<Vec<_>>(),
-        &results.iter().map(|result| result.verdict.status()).collect::<Vec<_>>() as _,
-        &results.iter().map(|result| result.verdict.outcome()).collect::<Vec<_>>() as _,
-        &results.iter().map(|result| result.verdict.error()).collect::<Vec<_>>() as _,
-        &results.iter().map(|result| milliseconds(result.verdict.delay())).collect::<Vec<_>>(),
-        &results.iter().map(|result| !matches!(result.verdict, Verdict::HandedBack { .. } | Verdict::StoodBack { .. })).collect::<Vec<_>>(),
+        &verdicts.iter().map(|verdict| verdict.status()).collect::<Vec<_>>() as _,
+        &verdicts.iter().map(|verdict| verdict.outcome()).collect::<Vec<_>>() as _,
+        &verdicts.iter().map(|verdict| verdict.error()).collect::<Vec<_>>() as _,
+        &verdicts.iter().map(|verdict| milliseconds(verdict.delay())).collect::<Vec<_>>(),
+        &verdicts.iter().map(|verdict| !matches!(verdict, Verdict::HandedBack { .. } | Verdict::StoodBack { .. })).collect::<Vec<_>>(),
         &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(now.duration_since(tried.started)))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().map(|tried| milliseconds(tried.ended.duration_since(tried.started)))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.http_status.map(i32::from))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.error.as_deref())).collect::<Vec<_>>() as _,
-        &results.iter().map(|result| matches!(result.verdict, Verdict::StoodBack { .. })).collect::<Vec<_>>(),
+        &verdicts.iter().map(|verdict| matches!(verdict, Verdict::StoodBack { .. })).collect::<Vec<_>>(),
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -188,6 +196,33 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     transaction.commit().await?;
 
     Ok(ids.into_iter().filter(|id| !recorded.iter().any(|row| row.id == Some(*id))).collect())
+}
+
+/// Of the look-ups that found nobody, those whose address an alert has told meanwhile: the first alerts of a new customer
+/// come in any order, and may be quicker than Paddle's API.
+async fn answered_meanwhile(
+    transaction: &mut Transaction<'static, Postgres>,
+    results: &[Finished],
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    let found_nobody: Vec<Uuid> = results
+        .iter()
+        .filter(|result| result.kind() == Kind::PaddleCustomer && matches!(result.verdict, Verdict::Dead(_)))
+        .map(Finished::action_id)
+        .collect();
+    if found_nobody.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Under lock first, and then with a fresh look: the planner touches the row of whom it learns an address for.
+    sqlx::query!("select id from outbox_action where id = any($1) order by id for update", &found_nobody)
+        .fetch_all(&mut **transaction)
+        .await?;
+    sqlx::query_scalar!(
+        "select a.id from outbox_action a join billing_customer c on c.customer_id = a.customer_id
+         where a.id = any($1) and c.learnt_at >= a.due_at",
+        &found_nobody
+    )
+    .fetch_all(&mut **transaction)
+    .await
 }
 
 impl Verdict {

@@ -1,0 +1,307 @@
+//! Access follows payment through everything at once: disorder, repetition, failing vendors, killed workers, replays, time.
+//!
+//! The histories and the truth about them are those of `oarlock_sandbox::paddle::history`, which knows nothing of the code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use chrono::{DateTime, Duration as Span, Utc};
+use oarlock_sandbox::paddle::history::{Customer, Generation, History, Step, Told};
+use oarlock_sandbox::paddle::{Billing, BillingSigner, Signed};
+use oarlock_sandbox::{Call, Fault, Service};
+use oarlock_tests::{Oarlock, Settings, WEBHOOK_SECRET};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::Value;
+use tokio::task::{JoinHandle, JoinSet};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_chaos_and_replay_memberships_are_what_is_paid_for() {
+    const CUSTOMERS: u32 = 320;
+    let seed = std::env::var("OARLOCK_CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    println!("OARLOCK_CHAOS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut oarlock = Settings::default()
+        .workers(2)
+        .set("OARLOCK_JIRA__ACCESS", RULES)
+        .set("OARLOCK_WORKER__POLL_INTERVAL", "100ms")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s")
+        .set("OARLOCK_WORKER__LEASE", "3s")
+        .start()
+        .await;
+    colleagues_join(&oarlock);
+    // Paddle's limit is for another test.
+    oarlock.sql("update destination set actions_per_minute = 60000 where name = 'paddle'").await;
+    let today = Utc::now();
+    let (customers, histories): (Vec<_>, Vec<_>) = draw(&mut random, CUSTOMERS, today).into_iter().unzip();
+    for (customer, history) in customers.iter().zip(&histories) {
+        oarlock.paddle_api().set_customer(&customer.id(), history.address());
+    }
+    everything_fails_at_times(&oarlock, random.random());
+
+    // Each alert at least once, some again, in any order, while workers die.
+    let mut alerts: Vec<&Told> = histories.iter().flat_map(|history| &history.alerts).collect();
+    let again: Vec<&Told> = alerts.iter().copied().filter(|_| random.random_bool(0.2)).collect();
+    alerts.extend(again);
+    alerts.shuffle(&mut random);
+    let (classic, billing) = (oarlock.signer.clone(), BillingSigner::new(WEBHOOK_SECRET));
+    let signed: Vec<Signed> = alerts.iter().map(|told| told.alert.signed_by(&classic, &billing)).collect();
+    let delivered = deliver(&oarlock, signed);
+    let mut kills = 0;
+    let mut calls = 0;
+    loop {
+        calls += random.random_range(50..500);
+        let more = oarlock.sandbox.wait_for(|made| made.len() >= calls, Duration::from_secs(5)).await;
+        if more.is_err() && delivered.is_finished() {
+            break;
+        }
+        let victim = random.random_range(0..oarlock.workers.len());
+        oarlock.workers.remove(victim).dies().await;
+        oarlock.start_worker().await;
+        kills += 1;
+    }
+    delivered.await.unwrap();
+    oarlock.settles_within(Duration::from_secs(60)).await;
+    println!("{} alerts, {kills} kills, {} calls", alerts.len(), oarlock.sandbox.calls().len());
+
+    let paid = paid_for(&histories, today);
+    assert!(kills >= 5, "only {kills} workers were killed");
+    assert!(PLACES.iter().all(|place| paid[place].len() > 20), "nobody is in {paid:?}");
+    assert_memberships(&oarlock, &paid, "after the chaos");
+    assert_eq!(oarlock.value::<i64>("select count(*) from dead_letter").await, 0, "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+    assert_eq!(oarlock.value::<i64>("select count(*) from membership where state = 'intended'").await, 0);
+    assert_apart(&oarlock, &histories);
+
+    // Every row again, the oldest first and then in any order.
+    oarlock.jira().clear_faults();
+    oarlock.slack().clear_faults();
+    oarlock.paddle_api().clear_faults();
+    let rows = oarlock.value::<i64>("select count(*) from outbox_action").await;
+    for replay in [
+        "select replay(id) from (select id from outbox order by id) as every",
+        "select replay(id) from (select id from outbox order by random()) as every",
+    ] {
+        oarlock.sql(replay).await;
+        oarlock.settles_within(Duration::from_secs(60)).await;
+        assert_memberships(&oarlock, &paid, replay);
+    }
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action").await, rows, "a replay makes no new actions");
+
+    // The ends that lay ahead come to pass, some and then all.
+    for passed in [100, 101] {
+        oarlock.time_passes(Span::hours(passed)).await;
+        oarlock.settles_within(Duration::from_secs(60)).await;
+        let now = today + Span::hours(if passed == 100 { 100 } else { 201 });
+        assert_memberships(&oarlock, &paid_for(&histories, now), "as time passes");
+    }
+    assert_eq!(
+        oarlock.value::<i64>("select count(*) from outbox_action where status in ('pending', 'running')").await,
+        0
+    );
+    assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+}
+
+/// After a day without vendors a customer costs one call of a kind, however many alerts came in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_away_costs_customers_and_not_alerts() {
+    const CUSTOMERS: usize = 2_000;
+    const ALERTS: usize = 20_000;
+    let oarlock = Settings::default()
+        // A day of the default schedule is fifteen tries for everybody; this is seven.
+        .set("OARLOCK_WORKER__RETRY_BASE", "1h")
+        .set("OARLOCK_WORKER__RETRY_CAP", "6h")
+        .set("OARLOCK_WORKER__POLL_INTERVAL", "200ms")
+        .start()
+        .await;
+    oarlock.jira().fail(Fault::status(503));
+    oarlock.slack().fail(Fault::status(503));
+    let mut random = StdRng::seed_from_u64(7);
+    let signer = BillingSigner::new(WEBHOOK_SECRET);
+    // Customers come throughout the day; then whatever comes, for whomever there is.
+    let mut alerts: Vec<Signed> = Vec::new();
+    for customer in 0..CUSTOMERS {
+        let names = |customer| (format!("ctm_{customer}"), format!("sub_{customer}"));
+        let (id, subscription) = names(customer);
+        alerts.push(Billing::customer_created(&id, &format!("c{customer}@example.com")).signed_by(&signer));
+        alerts.push(Billing::subscription_created(&id).subscription(&subscription).signed_by(&signer));
+        alerts.extend((2..ALERTS / CUSTOMERS).map(|_| {
+            let (id, subscription) = names(random.random_range(0..=customer));
+            let alert = match random.random_range(0..4) {
+                0 | 1 => Billing::transaction_completed(&id),
+                2 => Billing::subscription_updated(&id).subscription(&subscription),
+                _ => Billing::subscription_updated(&id).subscription(&format!("{subscription}b")),
+            };
+            alert.signed_by(&signer)
+        }));
+    }
+    assert_eq!(alerts.len(), ALERTS);
+
+    // Whoever is new was tried for, or waits for one who was.
+    let tried = "select not exists (select from outbox where to_plan)
+                    and not exists (select from outbox_action where status = 'pending' and attempts = 0 and leader_id is null and run_at <= now())";
+    for hours in alerts.chunks(ALERTS / 8) {
+        deliver(&oarlock, hours.to_vec()).await.unwrap();
+        oarlock.until_within(Duration::from_secs(120), "all is tried", tried).await;
+        oarlock.time_passes(Span::hours(3)).await;
+    }
+    let dead =
+        "select string_agg(concat_ws(' ', kind, attempts, last_error, first_try, dead_since), ', ') from dead_letter";
+    assert_eq!(oarlock.value::<Option<String>>(dead).await, None, "nothing dies in a day");
+    let in_vain = oarlock.value::<i64>("select max(id) from outbox_attempt").await;
+
+    oarlock.jira().clear_faults();
+    oarlock.slack().clear_faults();
+    // What waits longest waits six hours.
+    for _ in 0..6 {
+        oarlock.time_passes(Span::hours(1)).await;
+    }
+    oarlock.settles_within(Duration::from_secs(60)).await;
+    let calls: Vec<(String, i64)> = sqlx::query_as(
+        "select kind, count(*) from outbox_attempt t join outbox_action a on a.id = t.action_id where t.id > $1 group by kind",
+    )
+    .bind(in_vain)
+    .fetch_all(oarlock.pool())
+    .await
+    .unwrap();
+    println!("{in_vain} calls in vain, and then {calls:?}");
+    assert_eq!(calls.len(), 3);
+    for (kind, made) in calls {
+        assert!(made * 10 <= i64::try_from(CUSTOMERS).unwrap() * 12, "{made} calls for {kind}");
+    }
+    assert!((0..CUSTOMERS).all(|number| oarlock.slack().invitation_count(&format!("c{number}@example.com")) == 1));
+    assert_eq!(oarlock.jira().group("commercial-support").members().len(), CUSTOMERS);
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status not in ('done', 'ignored')").await, 0);
+}
+
+/// Plan 0 and 2 give the group `pro`, plan 1 the organization, each the support group.
+const RULES: &str = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["0","2"],"group":"pro"},{"plans":["1"],"organization":"17"}]"#;
+
+/// Who is in what: `group:pro` with its members' addresses.
+type Memberships = BTreeMap<&'static str, BTreeSet<String>>;
+
+const PLACES: [&str; 3] = ["group:commercial-support", "group:pro", "organization:17"];
+const COLLEAGUES: [&str; 3] = ["boss@acme.example", "dev@acme.example", "ops@acme.example"];
+
+fn paid_for(histories: &[History], at: DateTime<Utc>) -> Memberships {
+    let mut all: Memberships = PLACES.into_iter().map(|place| (place, COLLEAGUES.map(str::to_owned).into())).collect();
+    for (email, plans) in histories.iter().flat_map(|history| history.paid_at(at)) {
+        let mut is_in = |place| all.entry(place).or_default().insert(email.clone());
+        is_in("group:commercial-support");
+        for plan in plans {
+            is_in(if plan == "1" { "organization:17" } else { "group:pro" });
+        }
+    }
+    all
+}
+
+fn colleagues_join(oarlock: &Oarlock) {
+    oarlock.jira().create_group("pro");
+    for colleague in COLLEAGUES {
+        oarlock.jira().group("commercial-support").add_member(colleague);
+        oarlock.jira().group("pro").add_member(colleague);
+        oarlock.jira().organization("17").add_member(colleague);
+    }
+}
+
+#[track_caller]
+fn assert_memberships(oarlock: &Oarlock, expected: &Memberships, when: &str) {
+    for (place, expected) in expected {
+        let found = oarlock.members(place);
+        let missing: Vec<_> = expected.difference(&found).collect();
+        let surplus: Vec<_> = found.difference(expected).collect();
+        assert!(missing.is_empty() && surplus.is_empty(), "{when}, {place}: missing {missing:?}, surplus {surplus:?}");
+    }
+}
+
+/// Customers by halves of either generation, each with up to a dozen things that happened to them.
+fn draw(random: &mut StdRng, count: u32, today: DateTime<Utc>) -> Vec<(Customer, History)> {
+    (0..count)
+        .map(|number| {
+            let generation = if number % 2 == 0 { Generation::Classic } else { Generation::Billing };
+            let begins = today - Span::hours(3);
+            let customer = Customer { generation, number, begins, today, refund_ends_access: false };
+            let steps: Vec<Step> = (0..random.random_range(1..12)).map(|_| Step::drawn(random.random())).collect();
+            (customer, customer.lives(&steps))
+        })
+        .collect()
+}
+
+/// A third of all calls goes wrong, in every way there is.
+fn everything_fails_at_times(oarlock: &Oarlock, seed: u64) {
+    let faults = || {
+        [
+            (0.06, Fault::status(500)),
+            (0.03, Fault::status(503).after_effect()),
+            (0.03, Fault::html(502)),
+            (0.03, Fault::malformed(200).after_effect()),
+            (0.05, Fault::reset()),
+            (0.05, Fault::effect_then_reset()),
+            (0.01, Fault::hang()),
+            (0.01, Fault::effect_then_hang()),
+            (0.05, Fault::delay(Duration::from_millis(50))),
+            (0.001, Fault::status(429).retry_after(Duration::from_secs(1))),
+        ]
+    };
+    oarlock.jira().fail(Fault::mix(seed, faults()));
+    oarlock.slack().fail(Fault::mix(seed + 1, faults()));
+    oarlock.paddle_api().fail(Fault::mix(seed + 2, faults()));
+}
+
+/// Posts alerts in this order, eight at a time, each until it is answered 200: as Paddle does.
+fn deliver(oarlock: &Oarlock, alerts: Vec<Signed>) -> JoinHandle<()> {
+    let (sender, webhook) = (oarlock.sender(), oarlock.webhook());
+    let alerts = Arc::new(Mutex::new(alerts.into_iter()));
+    let mut streams = JoinSet::new();
+    for _ in 0..8 {
+        let (alerts, sender, webhook) = (Arc::clone(&alerts), sender.clone(), webhook.clone());
+        streams.spawn(async move {
+            let next = || alerts.lock().expect("no stream panics").next();
+            while let Some(alert) = next() {
+                while !sender.post(&webhook, &alert).await.is_ok_and(|reply| reply.status == 200) {}
+            }
+        });
+    }
+    tokio::spawn(async move { streams.join_all().await.clear() })
+}
+
+/// No two calls for one customer overlapped, as Jira saw them.
+#[track_caller]
+fn assert_apart(oarlock: &Oarlock, histories: &[History]) {
+    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    for email in histories.iter().flat_map(|history| &history.addresses) {
+        names.insert(email.clone(), email);
+        names.extend(oarlock.jira().account_id(email).map(|account| (account, email.as_str())));
+    }
+    let mut by_customer: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
+    for call in oarlock.sandbox.calls().into_iter().filter(|call| call.service == Service::JiraCloud) {
+        let mut words: Vec<&str> = call.query.values().map(String::as_str).collect();
+        collect_text(call.request.as_ref().unwrap_or(&Value::Null), &mut words);
+        match words.into_iter().find_map(|word| names.get(word).copied()) {
+            Some(email) => by_customer.entry(email).or_default().push(call),
+            // Groups are looked up by name for everybody.
+            None => assert!(call.is("GET", "/rest/api/3/group/bulk"), "whom is it about? {call:?}"),
+        }
+    }
+    assert!(by_customer.len() > 200, "only {} customers were called for", by_customer.len());
+    // That a caller has gone is noticed a little later than it went.
+    let unnoticed = Duration::from_millis(100);
+    for calls in by_customer.values() {
+        for pair in calls.windows(2) {
+            let over = pair[0].finished.expect("all has settled");
+            let over = if pair[0].status.is_some() { over } else { over - unnoticed };
+            assert!(over <= pair[1].started, "overlap: {pair:#?}");
+        }
+    }
+}
+
+fn collect_text<'v>(value: &'v Value, words: &mut Vec<&'v str>) {
+    match value {
+        Value::String(text) => words.push(text),
+        Value::Array(items) => items.iter().for_each(|item| collect_text(item, words)),
+        Value::Object(members) => members.values().for_each(|member| collect_text(member, words)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
