@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use oarlock_sandbox::paddle::ClassicSigner;
 
@@ -116,7 +116,7 @@ pub(crate) async fn run(bench: Bench) -> anyhow::Result<()> {
 
 async fn measure_all(bench: &Bench, rig: &Rig, voice: &Voice, started: Instant) -> anyhow::Result<()> {
     rig.cluster.prepare(rig).await.context("failed to prepare the databases")?;
-    let mut report = Report::new(bench.quick, rig);
+    let (mut report, mut failed) = (Report::new(bench.quick, rig), Vec::new());
     for measure in Measure::value_variants() {
         if !bench.only.is_empty() && !bench.only.contains(measure) {
             continue;
@@ -134,11 +134,21 @@ async fn measure_all(bench: &Bench, rig: &Rig, voice: &Voice, started: Instant) 
             Measure::Apart => apart::measure(rig).await,
             Measure::History => history::measure(rig).await,
         };
-        report.add(measured.with_context(|| format!("failed to measure {name}"))?);
-        voice.line(&name, &format!("measured in {}", readable(began.elapsed())));
+        match measured {
+            Ok(measured) => {
+                report.add(measured);
+                voice.line(&name, &format!("measured in {}", readable(began.elapsed())));
+            }
+            // The others are worth having.
+            Err(error) => {
+                voice.bad(&name, &format!("{error:#}"));
+                failed.push(name);
+            }
+        }
     }
     report.show(voice, started.elapsed());
     report.write(&bench.json)?;
     voice.text(&format!("\nThe same as JSON, with every round: {}", bench.json.display()));
+    ensure!(failed.is_empty(), "failed to measure {}", failed.join(", "));
     Ok(())
 }

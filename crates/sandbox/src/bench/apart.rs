@@ -14,12 +14,11 @@ const SHORT_TIMEOUT: &[(&str, &str)] =
     &[("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s"), ("OARLOCK_WORKER__SHUTDOWN_GRACE", "2s")];
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let database = rig.cluster.database("apart").await?;
     let alerts = rig.sizes.apart;
     let (mut paused, mut hanging) = (vec![], vec![]);
     for _ in 0..rig.rounds {
         for hangs in [false, true] {
-            database.clear().await?;
+            let database = rig.cluster.database("apart").await?;
             stored::backlog(&database, alerts).await?;
             rig.vendors.forget();
             rig.vendors.slack_hangs(hangs);

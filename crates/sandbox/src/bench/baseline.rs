@@ -5,9 +5,11 @@
 //!
 //! pgbench sends every value with every row, as a receiver does; the alert is one of the corpus, the same for all.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use sqlx::{Connection as _, PgConnection};
 use tokio::process::Command;
 
@@ -37,36 +39,58 @@ pub(super) const SINGLE: &str = "pgbench, one row a commit";
 pub(super) const HUNDREDS: &str = "pgbench, 100 rows a commit";
 
 /// Commits of one row each per second.
-pub(super) async fn single_rows(rig: &Rig, database: &Database) -> anyhow::Result<f64> {
-    pgbench(rig, database, 1).await
+pub(super) async fn single_rows(rig: &Rig) -> anyhow::Result<f64> {
+    pgbench(rig, 1, &[]).await
 }
 
 /// Rows per second in statements of a hundred.
-pub(super) async fn hundreds(rig: &Rig, database: &Database) -> anyhow::Result<f64> {
-    Ok(pgbench(rig, database, MANY).await? * f64::from(MANY))
+pub(super) async fn hundreds(rig: &Rig) -> anyhow::Result<f64> {
+    Ok(pgbench(rig, MANY, &[]).await? * f64::from(MANY))
 }
 
-/// Transactions per second, each with so many rows.
-async fn pgbench(rig: &Rig, database: &Database, rows: u32) -> anyhow::Result<f64> {
-    database.execute("truncate baseline").await?;
-    database.checkpoint().await?;
+/// How long after it was due each commit of one row was done, at a steady rate.
+pub(super) async fn at_rate(rig: &Rig, per_second: u32) -> anyhow::Result<Vec<Duration>> {
+    let prefix = rig.folder.path().join("pgbench");
+    let (rate, prefix) = (format!("--rate={per_second}"), format!("--log-prefix={}", prefix.display()));
+    pgbench(rig, 1, &[&rate, "--log", &prefix]).await?;
+    let mut latencies = Vec::new();
+    // A file for each job: client, transaction, microseconds, …
+    for entry in fs::read_dir(rig.folder.path())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("pgbench.") && entry.path() != script(rig) {
+            let log = fs::read_to_string(entry.path())?;
+            latencies
+                .extend(log.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok().map(Duration::from_micros)));
+            fs::remove_file(entry.path())?;
+        }
+    }
+    ensure!(!latencies.is_empty(), "pgbench has logged nothing");
+    Ok(latencies)
+}
+
+fn script(rig: &Rig) -> PathBuf {
+    rig.folder.path().join("pgbench.sql")
+}
+
+/// Transactions per second, each with so many rows, in a new database.
+async fn pgbench(rig: &Rig, rows: u32, more: &[&str]) -> anyhow::Result<f64> {
+    let database = rig.cluster.database("baseline").await?;
     let alert: (String, String, String) = sqlx::query_as("select payload, body, signature from baseline_alert")
         .fetch_one(database.pool())
         .await
         .context("failed to read the alert of the baselines")?;
     let from = if rows == 1 { String::new() } else { format!(" from generate_series(1, {rows})") };
     // The id sorts by arrival, as the product's does.
-    let script = format!(
-        "insert into baseline (id, source, alert_id, alert_name, occurred_at, email, payload, body, signature)
-         select lpad(to_hex(nextval('baseline_number')), 32, '0')::uuid, 'classic', nextval('baseline_number')::text, 'payment_succeeded',
-                now(), 'bench@example.com', :payload::jsonb, :body::bytea, :signature{from};"
+    let statement = format!(
+        "insert into baseline (id, source, alert_id, alert_name, occurred_at, email, payload, body, signature) \
+         select lpad(to_hex(nextval('baseline_number')), 32, '0')::uuid, 'classic', nextval('baseline_number')::text, \
+                'payment_succeeded', now(), 'bench@example.com', :payload::jsonb, :body::bytea, :signature{from};"
     );
-    let file = rig.folder.path().join("pgbench.sql");
-    tokio::fs::write(&file, script.replace('\n', " ")).await?;
+    fs::write(script(rig), statement)?;
     let mut pgbench = Command::new("pgbench");
-    pgbench.args(["--no-vacuum", "--protocol=prepared", "--jobs=2"]);
+    pgbench.args(["--no-vacuum", "--protocol=prepared", "--jobs=2"]).args(more);
     pgbench.arg(format!("--client={CONNECTIONS}")).arg(format!("--time={}", rig.sizes.baseline_seconds));
-    pgbench.arg("--file").arg(&file);
+    pgbench.arg("--file").arg(script(rig));
     for (name, value) in [("payload", alert.0), ("body", alert.1), ("signature", alert.2)] {
         pgbench.arg("--define").arg(format!("{name}={value}"));
     }

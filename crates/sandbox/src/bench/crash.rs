@@ -14,11 +14,10 @@ const CONCURRENCY: f64 = 32.0;
 const SHORT_LEASE: &[(&str, &str)] = &[("OARLOCK_WORKER__LEASE", "3s"), ("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s")];
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let database = rig.cluster.database("crash").await?;
     let alerts = rig.sizes.alerts;
     let (mut repeated, mut claimed) = (vec![], vec![]);
     for _ in 0..rig.rounds {
-        database.clear().await?;
+        let database = rig.cluster.database("crash").await?;
         stored::backlog(&database, alerts).await?;
         rig.vendors.forget();
         let worker = rig.worker(&database, Calls::Slack, SHORT_LEASE)?;

@@ -11,19 +11,16 @@ use super::rig::Rig;
 use super::usage::{Cost, Meter};
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let database = rig.cluster.database("ingest").await?;
     let (mut single, mut hundreds, mut classic, mut billing, mut costs) = (vec![], vec![], vec![], vec![], vec![]);
-    for round in 0..rig.rounds {
-        single.push(baseline::single_rows(rig, &database).await?);
-        let ingested = ingest(rig, &database, &rig.corpus.classic, "Classic alerts in").await?;
+    for _ in 0..rig.rounds {
+        single.push(baseline::single_rows(rig).await?);
+        let ingested = ingest(rig, &rig.corpus.classic, "Classic alerts in").await?;
         classic.push(ingested.per_second());
-        hundreds.push(baseline::hundreds(rig, &database).await?);
+        hundreds.push(baseline::hundreds(rig).await?);
         let alerts = Corpus::billing(rig.sizes.alerts);
-        let ingested_billing = ingest(rig, &database, &alerts, "Billing alerts in").await?;
+        let ingested_billing = ingest(rig, &alerts, "Billing alerts in").await?;
         billing.push(ingested_billing.per_second());
-        if round == 0 {
-            costs.extend([ingested.cost, ingested_billing.cost]);
-        }
+        costs = vec![ingested.cost, ingested_billing.cost];
     }
     let figures = vec![
         Figure::new("Classic (RSA-4096) in, 64 connections", Unit::PerSecond, classic.clone())
@@ -53,10 +50,10 @@ impl Ingested {
     }
 }
 
-/// Empties the database, and posts all alerts to a receiver of its own.
-async fn ingest(rig: &Rig, database: &Database, alerts: &[Request], what: &'static str) -> anyhow::Result<Ingested> {
-    database.clear().await?;
-    into(rig, database, alerts, what).await
+/// Posts all alerts, into a new database.
+async fn ingest(rig: &Rig, alerts: &[Request], what: &'static str) -> anyhow::Result<Ingested> {
+    let database = rig.cluster.database("ingest").await?;
+    into(rig, &database, alerts, what).await
 }
 
 /// Posts all alerts to a receiver of its own; they are new to the database.

@@ -7,12 +7,11 @@ use super::rig::Rig;
 use super::stored;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let database = rig.cluster.database("snapshot").await?;
     let alerts = rig.sizes.under_snapshot;
     let (mut without, mut with) = (vec![], vec![]);
     for _ in 0..rig.rounds {
         for is_held in [false, true] {
-            database.clear().await?;
+            let database = rig.cluster.database("snapshot").await?;
             stored::backlog(&database, alerts).await?;
             let mut other = database.pool().begin().await?;
             if is_held {

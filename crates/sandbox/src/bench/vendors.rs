@@ -94,10 +94,14 @@ impl Calls {
         self.by_customer.lock().expect("no call panics")
     }
 
-    fn count(&self, customer: String) {
+    fn came(&self, customer: String) {
         let now = Instant::now();
         self.customers().entry(customer).or_insert(Called { times: 0, first: now }).times += 1;
         self.all.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
     }
 
     pub(super) fn of(&self, customer: &str) -> Option<Called> {
@@ -112,9 +116,9 @@ impl Calls {
     /// Waits until there were as many.
     pub(super) async fn reach(&self, count: usize, patience: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
-        while self.all.load(Ordering::Relaxed) < count {
+        while self.count() < count {
             if started.elapsed() > patience {
-                bail!("{} of {count} calls came within {patience:?}", self.all.load(Ordering::Relaxed));
+                bail!("{} of {count} calls came within {patience:?}", self.count());
             }
             sleep(Duration::from_millis(1)).await;
         }
@@ -140,7 +144,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     let Ok(body) = body.collect().await.map(|body| body.to_bytes()) else { return Ok(said(400, "{}")) };
     if parts.uri.path() == "/admin.users.invite" {
         let email = form_urlencoded::parse(&body).find(|(name, _)| name == "email");
-        shared.slack.count(email.map(|(_, email)| email.into_owned()).unwrap_or_default());
+        shared.slack.came(email.map(|(_, email)| email.into_owned()).unwrap_or_default());
         if shared.slack_hangs.load(Ordering::Relaxed) {
             pending::<()>().await;
         }
@@ -149,7 +153,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     match serde_json::from_slice::<NewCustomer>(&body) {
         Ok(customer) => {
             let account = format!(r#"{{"accountId":"bench:{}","active":true}}"#, customer.email);
-            shared.jira.count(customer.email);
+            shared.jira.came(customer.email);
             Ok(said(201, &account))
         }
         Err(_) => Ok(said(404, "{}")),

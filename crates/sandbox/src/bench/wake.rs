@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::ack::percentiles;
+use super::ack::Percentiles;
 use super::post::Connection;
 use super::report::{Figure, Goal, Measured, Unit};
 use super::rig::{Calls, PATIENCE, Rig};
@@ -15,10 +15,9 @@ use super::rig::{Calls, PATIENCE, Rig};
 const APART: Duration = Duration::from_millis(50);
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let database = rig.cluster.database("wake").await?;
-    let (mut p50, mut p99) = (vec![], vec![]);
+    let mut latencies = Percentiles::default();
     for _ in 0..rig.rounds {
-        database.clear().await?;
+        let database = rig.cluster.database("wake").await?;
         rig.vendors.forget();
         let receiver = rig.receiver(&database).await?;
         let worker = rig.worker(&database, Calls::Slack, &[])?;
@@ -31,7 +30,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
             answered.push(std::time::Instant::now());
         }
         rig.vendors.slack().reach(answered.len(), PATIENCE).await?;
-        let latencies: Result<Vec<Duration>, _> = answered
+        let round: Result<Vec<Duration>, _> = answered
             .iter()
             .enumerate()
             .map(|(number, answered)| {
@@ -39,15 +38,15 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
                 called.map(|called| called.first.saturating_duration_since(*answered)).context("a call is missing")
             })
             .collect();
-        let [half, most] = percentiles(latencies?);
-        p50.push(half);
-        p99.push(most);
+        latencies.add(round?);
         worker.stop().await?;
         receiver.stop().await?;
     }
     let figures = vec![
-        Figure::new("alert committed to call started, idle, p50", Unit::Milliseconds, p50).goal(Goal::AtMost(2.0)),
-        Figure::new("alert committed to call started, idle, p99", Unit::Milliseconds, p99).goal(Goal::AtMost(6.0)),
+        Figure::new("alert committed to call started, idle, p50", Unit::Milliseconds, latencies.p50)
+            .goal(Goal::AtMost(2.0)),
+        Figure::new("alert committed to call started, idle, p99", Unit::Milliseconds, latencies.p99)
+            .goal(Goal::AtMost(6.0)),
     ];
     Ok(Measured { figures, costs: Vec::new() })
 }
