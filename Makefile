@@ -1,12 +1,12 @@
-# Three words: `make demo` shows it, `make test` proves it, `make check` keeps it tidy.
+# Four words: `make demo` shows it, `make test` proves it, `make bench` measures it, `make check` keeps it tidy.
 #
-# Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, and the tools
-# of `make check` by cargo.
+# Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, which the bench
+# ignores, and the tools of `make check` by cargo.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt sqlx tools
+.PHONY: help demo test bench check fmt sqlx tools
 
 # nextest shows more and isolates better; without it cargo's own runner will do.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -27,6 +27,11 @@ else
 	tests/with-postgres cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc --quiet
+
+bench: ## what it achieves beside what Postgres does at best; ONLY=ingest,drain some of it, QUICK=1 a try
+	cargo build --locked --release --package oarlock-receiver --package oarlock-worker --package oarlock-sandbox
+	DATABASE_URL= WITH_POSTGRES_FSYNC=on tests/with-postgres $(TARGET)/release/oarlock-sandbox bench --json $(TARGET)/bench.json \
+		$(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 check: tools ## format, lints, docs, SQL, licences, unused dependencies
 	cargo fmt --all --check

@@ -19,17 +19,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use self::database::Database;
-use self::service::{Folder, Listens, Service};
 use self::stage::Stage;
-use self::voice::{Voice, readable};
 use crate::send;
+use crate::service::{Folder, Listens, Service};
+use crate::voice::{Voice, readable};
 
 mod database;
-mod service;
 mod stage;
 mod story;
 mod vectors;
-mod voice;
 
 /// Within which a signal has surely been noticed.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -67,7 +65,7 @@ async fn perform(
     interrupts: &mut Interrupts,
     started: Instant,
 ) -> anyhow::Result<()> {
-    let mut folder = Folder::make()?;
+    let mut folder = Folder::make("demo")?;
     let sandbox = Sandbox::start(Options::default()).await?;
     voice.line("sandbox", &format!("{} plays Jira Cloud, Slack and Paddle's API", sandbox.url()));
     let signer = ClassicSigner::cached().context("failed to make the key for Classic alerts")?;
@@ -96,7 +94,7 @@ async fn perform(
         }
     }
 
-    let [receiver, worker] = services.each_mut().map(|service| service.stop(voice));
+    let [receiver, worker] = services.each_mut().map(|service| stop(voice, service));
     let (receiver, worker) = tokio::join!(receiver, worker);
     let ended = match played {
         Ok(Some(_)) => receiver.and(worker),
@@ -128,6 +126,15 @@ async fn unless_cut_short<T>(
         Err(error) => timeout(MOMENT, interrupts.next()).await.map(|()| None).or(Err(error)),
         result => result,
     }
+}
+
+async fn stop(voice: &Voice, service: &mut Service) -> anyhow::Result<()> {
+    let stopped = service.stop().await;
+    match &stopped {
+        Ok(said) => voice.line(service.short_name(), said),
+        Err(error) => voice.bad(service.short_name(), &error.to_string()),
+    }
+    stopped.map(drop)
 }
 
 /// Where the services listen.

@@ -152,7 +152,7 @@ fn print_table(outcomes: Vec<Outcome>, took: Duration) {
 }
 
 /// The smallest latency that `percent` of all do not exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }

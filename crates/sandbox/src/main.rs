@@ -13,9 +13,12 @@ use oarlock_sandbox::{Options, Sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+mod bench;
 mod demo;
 mod load;
 mod send;
+mod service;
+mod voice;
 
 /// Stand-ins for Paddle, Jira and Slack. For development only.
 #[derive(Debug, Parser)]
@@ -37,6 +40,8 @@ enum Subcommands {
     Demo(demo::Demo),
     /// Post many distinct alerts and measure the answers.
     Load(load::Load),
+    /// Measure what the receiver and the worker that lie beside this program achieve, and what Postgres does at best.
+    Bench(bench::Bench),
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +78,7 @@ impl KeyFile {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Command::parse().command).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,6 +99,7 @@ async fn run(command: Subcommands) -> anyhow::Result<()> {
         }
         Subcommands::Demo(demo) => demo::run(demo).await,
         Subcommands::Load(load) => load::run(load).await,
+        Subcommands::Bench(bench) => bench::run(bench).await,
     }
 }
 

@@ -32,7 +32,7 @@ mod signer;
 
 pub use self::billing::{Billing, BillingAlert};
 pub use self::classic::{Classic, ClassicAlert};
-pub use self::signer::{BillingSigner, ClassicSigner};
+pub use self::signer::{BillingSigner, ClassicSigner, cache_directory};
 
 /// An alert as it goes over the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]

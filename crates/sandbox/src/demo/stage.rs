@@ -14,8 +14,8 @@ use sqlx::{AssertSqlSafe, Column as _, PgPool, Row as _, ValueRef as _};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::voice::{Voice, readable};
 use crate::send;
+use crate::voice::{Voice, readable};
 
 /// How long a scene waits for what it expects; reached only when something is wrong.
 const DEADLINE: Duration = Duration::from_secs(15);

@@ -8,7 +8,7 @@ use oarlock_sandbox::{Fault, Service};
 
 use super::stage::{Action, Sent, Stage, summary};
 use super::vectors;
-use super::voice::readable;
+use crate::voice::readable;
 
 /// Whoever pays for a subscription is in this group of Jira's.
 pub(super) const GROUP: &str = "commercial-support";

@@ -110,9 +110,15 @@ fn new_key() -> anyhow::Result<Vec<u8>> {
     Ok(der.as_ref().to_vec())
 }
 
-fn cache_file() -> PathBuf {
+/// Where this user's sandboxes keep what takes long to make: in the directory for temporary files.
+#[must_use]
+pub fn cache_directory() -> PathBuf {
     let user = std::env::var("USER").unwrap_or_else(|_| "nobody".to_owned());
-    std::env::temp_dir().join(format!("oarlock-sandbox-{user}")).join("classic-rsa4096.pk8")
+    std::env::temp_dir().join(format!("oarlock-sandbox-{user}"))
+}
+
+fn cache_file() -> PathBuf {
+    cache_directory().join("classic-rsa4096.pk8")
 }
 
 /// Written beside its place and linked into it, so that no process ever reads half a key and the first one wins.

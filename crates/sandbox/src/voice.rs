@@ -1,4 +1,4 @@
-//! What the demo says: plain lines on standard output, in colour on a terminal unless `NO_COLOR` is set.
+//! What the demo and the bench say: plain lines on standard output, in colour on a terminal unless `NO_COLOR` is set.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -10,31 +10,31 @@ const GREEN: &str = "\x1b[32m";
 const PLAIN: &str = "\x1b[0m";
 
 #[derive(Debug)]
-pub(super) struct Voice {
+pub(crate) struct Voice {
     is_colourful: bool,
 }
 
 impl Voice {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { is_colourful: wanted && io::stdout().is_terminal() }
     }
 
-    pub(super) fn title(&self, title: &str) {
+    pub(crate) fn title(&self, title: &str) {
         self.text(&format!("\n{}", self.paint(BOLD, title)));
     }
 
     /// `Jira      mailed an invitation`
-    pub(super) fn line(&self, who: &str, what: &str) {
+    pub(crate) fn line(&self, who: &str, what: &str) {
         self.text(&format!("  {} {what}", self.paint(GREEN, &format!("{who:<9}"))));
     }
 
-    pub(super) fn bad(&self, who: &str, what: &str) {
+    pub(crate) fn bad(&self, who: &str, what: &str) {
         self.text(&format!("  {} {what}", self.paint(RED, &format!("{who:<9}"))));
     }
 
     /// In columns, each as wide as what it holds.
-    pub(super) fn table(&self, columns: &[String], rows: &[Vec<String>]) {
+    pub(crate) fn table(&self, columns: &[String], rows: &[Vec<String>]) {
         let width = |at: usize| {
             let cells = rows.iter().filter_map(|row| row.get(at));
             cells.chain(columns.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -51,7 +51,7 @@ impl Voice {
     }
 
     /// A reader who goes away (`| head`) does not end the story: then it ends by itself, unheard.
-    pub(super) fn text(&self, text: &str) {
+    pub(crate) fn text(&self, text: &str) {
         let _ = writeln!(io::stdout().lock(), "{text}");
     }
 
@@ -61,7 +61,7 @@ impl Voice {
 }
 
 /// `1.4 ms`, `230 ms`, `2.1 s`
-pub(super) fn readable(duration: Duration) -> String {
+pub(crate) fn readable(duration: Duration) -> String {
     let milliseconds = duration.as_secs_f64() * 1000.0;
     match milliseconds {
         ..10.0 => format!("{milliseconds:.1} ms"),

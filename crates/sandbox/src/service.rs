@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use super::voice::{Voice, readable};
+use crate::voice::{Voice, readable};
 
 /// How long a service may take to come up, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,24 +19,25 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Where the logs go. It goes with this value, unless it is kept.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     is_kept: bool,
 }
 
 impl Folder {
-    pub(super) fn make() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("oarlock-demo-{:08x}", rand::random::<u32>()));
+    /// For the logs of `what`.
+    pub(crate) fn make(what: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("oarlock-{what}-{:08x}", rand::random::<u32>()));
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("failed to make the folder {}", path.display()))?;
         Ok(Self { path, is_kept: false })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn keep(&mut self) {
+    pub(crate) fn keep(&mut self) {
         self.is_kept = true;
     }
 }
@@ -52,7 +53,7 @@ impl Drop for Folder {
 
 /// A process that ends with this value, if it has not before.
 #[derive(Debug)]
-pub(super) struct Service {
+pub(crate) struct Service {
     name: &'static str,
     process: Child,
     log: PathBuf,
@@ -60,17 +61,17 @@ pub(super) struct Service {
 
 /// Where a service listens, as its log says.
 #[derive(Debug, Deserialize)]
-pub(super) struct Listens {
+pub(crate) struct Listens {
     /// The receiver alone has it.
     #[serde(rename = "address")]
-    pub(super) webhook: Option<String>,
+    pub(crate) webhook: Option<String>,
     #[serde(rename = "admin_address")]
-    pub(super) admin: String,
+    pub(crate) admin: String,
 }
 
 impl Service {
     /// Starts the program that lies beside this one.
-    pub(super) fn start(
+    pub(crate) fn start(
         name: &'static str,
         folder: &Folder,
         settings: &[(&'static str, String)],
@@ -83,7 +84,7 @@ impl Service {
         let log = folder.path().join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("failed to write {}", log.display()))?;
         let mut command = Command::new(program);
-        // Nothing of a real deployment may reach the demo's services: no file in the folder, no variable.
+        // Nothing of a real deployment may reach these services: no file in the folder, no variable.
         command.current_dir(folder.path());
         for (variable, _) in std::env::vars_os() {
             let is_ours = variable.to_str().is_some_and(|it| it.starts_with("OARLOCK_") || it == "DATABASE_URL");
@@ -95,14 +96,14 @@ impl Service {
         // The addresses are read from the log; the sandbox is on this machine whatever proxy leads out of it.
         command.env("RUST_LOG", "info,sqlx=warn").env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        // In the demo's process group: whoever ends that as a whole ends the services too.
+        // In this program's process group: whoever ends that as a whole ends the services too.
         command.kill_on_drop(true);
         let process = command.spawn().with_context(|| format!("failed to start {name}"))?;
         Ok(Self { name, process, log })
     }
 
     /// Comes when the service listens and can do its work.
-    pub(super) fn ready(&self) -> impl Future<Output = anyhow::Result<Listens>> + use<> {
+    pub(crate) fn ready(&self) -> impl Future<Output = anyhow::Result<Listens>> + use<> {
         let (name, log) = (self.name, self.log.clone());
         async move {
             let ready = async {
@@ -123,8 +124,18 @@ impl Service {
         }
     }
 
+    /// The program's name without what all of them begin with.
+    pub(crate) fn short_name(&self) -> &'static str {
+        self.name.trim_start_matches("oarlock-")
+    }
+
+    /// Its process, while it runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     /// Comes when it ends, which it should not.
-    pub(super) async fn ends(&mut self) -> anyhow::Error {
+    pub(crate) async fn ends(&mut self) -> anyhow::Error {
         match self.process.wait().await {
             Ok(status) => anyhow::anyhow!("{} has ended: {status}", self.name),
             Err(error) => anyhow::Error::new(error).context(format!("failed to watch {}", self.name)),
@@ -132,28 +143,30 @@ impl Service {
     }
 
     /// The end of its log, for finding out why.
-    pub(super) fn last_words(&self, voice: &Voice) {
+    pub(crate) fn last_words(&self, voice: &Voice) {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         voice.title(&format!("The end of {}", self.log.display()));
         voice.text(&lines[lines.len().saturating_sub(20)..].join("\n"));
     }
 
-    /// SIGTERM, and its answer: anything but status 0 is an error.
-    pub(super) async fn stop(&mut self, voice: &Voice) -> anyhow::Result<()> {
+    /// SIGTERM, and its answer: anything but status 0 is an error. Says how it ended.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<String> {
         let started = Instant::now();
-        let name = self.name.trim_start_matches("oarlock-");
         let (status, why) = match self.process.id() {
             Some(id) => (self.terminate(id).await?, format!("{} after SIGTERM", readable(started.elapsed()))),
             None => (self.process.wait().await?, "by itself".to_owned()),
         };
         let said = format!("ended {why}, {status}");
-        if status.success() {
-            voice.line(name, &said);
-            return Ok(());
+        if !status.success() {
+            bail!("{} {said}", self.name);
         }
-        voice.bad(name, &said);
-        bail!("{} has ended with {status}", self.name)
+        Ok(said)
+    }
+
+    /// `kill -9`: it has no time to say anything.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.kill().await.with_context(|| format!("failed to kill {}", self.name))
     }
 
     async fn terminate(&mut self, id: u32) -> anyhow::Result<ExitStatus> {
