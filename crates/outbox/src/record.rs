@@ -76,10 +76,9 @@ impl Finished {
 /// When nothing was written. Giving the same results again is right.
 pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sqlx::Error> {
     let ids: Vec<Uuid> = results.iter().map(|result| result.claim.id()).collect();
-    let mut transaction = pool.begin().await?;
     // Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, and long
     // before Postgres looks for deadlocks and lets the operator's statement fail.
-    sqlx::query!("select set_config('lock_timeout', '300ms', true)").fetch_one(&mut *transaction).await?;
+    let mut transaction = pool.begin_with("begin; set local lock_timeout = '300ms'").await?;
     sqlx::query!(
         r#"
         select id from outbox

@@ -11,7 +11,7 @@ use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored};
 use oarlock_outbox::{is_about_the_data, is_conflict};
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -56,7 +56,14 @@ impl Intake {
     pub fn start(pool: PgPool) -> (Self, JoinHandle<()>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let intake = Self { queue, room: Arc::new(Semaphore::new(ROOM_KB)) };
-        (intake, tokio::spawn(commit_batches(pool, waiting)))
+        let (news, told) = watch::channel(());
+        let waking = tokio::spawn(wake_workers(pool.clone(), told));
+        let committing = async move {
+            commit_batches(&pool, waiting, &news).await;
+            drop(news);
+            let _ = waking.await;
+        };
+        (intake, tokio::spawn(committing))
     }
 
     /// Stores an alert; the answer comes after the commit.
@@ -76,18 +83,32 @@ impl Intake {
     }
 }
 
-async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>) {
+async fn commit_batches(pool: &PgPool, mut waiting: mpsc::Receiver<Waiting>, news: &watch::Sender<()>) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
         batch.retain(|waiting| !waiting.answer.is_closed());
         if !batch.is_empty() {
-            commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
+            let any_new = commit(pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
+            if any_new {
+                news.send_replace(());
+            }
         }
     }
 }
 
-async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
+/// Tells the workers that there is news, beside the commits: once for however many there were meanwhile.
+async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
+    while news.changed().await.is_ok() {
+        if let Err(error) = store::notify(&pool).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "failed to wake the workers; they look by themselves");
+        }
+    }
+}
+
+/// Commits a batch and answers; returns whether there was anything new.
+async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
     let mut alerts = Vec::with_capacity(batch.len());
     let mut callers = Vec::with_capacity(batch.len());
     for Waiting { alert, answer, _room } in batch {
@@ -96,14 +117,18 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
     }
     let mut connection = match pool.acquire().await {
         Ok(connection) => connection,
-        Err(error) => return fail(callers.into_iter().map(|(answer, _)| answer), &error),
+        Err(error) => {
+            fail(callers.into_iter().map(|(answer, _)| answer), &error);
+            return false;
+        }
     };
     let stored = match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
         Ok(stored) => stored,
         Err(_) => {
             // The statement may still be running over there: nothing more can be asked on this connection.
             drop(connection.detach());
-            return fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
+            fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
+            return false;
         }
     };
     let mut any_new = false;
@@ -112,16 +137,7 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) {
         // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
         let _ = answer.send(stored);
     }
-    if any_new {
-        match timeout(COMMIT_TIMEOUT, store::notify(&mut *connection)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::debug!(error, "failed to wake the workers; they look by themselves");
-            }
-            Err(_) => drop(connection.detach()),
-        }
-    }
+    any_new
 }
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.

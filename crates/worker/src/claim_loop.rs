@@ -10,7 +10,7 @@ use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use sqlx::PgPool;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -29,7 +29,7 @@ pub struct Loop {
     pub vendors: Arc<Vendors>,
     pub bells: Arc<Bells>,
     pub metrics: Arc<Metrics>,
-    pub results: mpsc::Sender<Finished>,
+    pub results: mpsc::Sender<Recordable>,
     pub terms: Terms,
     /// How long an action may run: shorter than the lease.
     pub run_time: Duration,
@@ -39,16 +39,21 @@ pub struct Loop {
     pub shutdown_grace: Duration,
 }
 
+/// A result on its way to the recorder. It keeps its slot until it is written: so a worker that is killed leaves no more
+/// calls to be repeated than it may have in flight.
+pub type Recordable = (Finished, OwnedSemaphorePermit);
+
 impl Loop {
     /// Claims and runs until the token is cancelled; then lets what runs finish, and hands back what does not in time.
     pub async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let hand_back = CancellationToken::new();
+        let slots = Arc::new(Semaphore::new(this.concurrency));
         let mut running = JoinSet::new();
         let mut patience = Patience::default();
         while !shutdown.is_cancelled() {
             while running.try_join_next().is_some() {}
-            let free = this.concurrency - running.len();
+            let free = slots.available_permits();
             let mut wait = this.poll_interval;
             if free > 0 {
                 match this.claim(free).await {
@@ -57,9 +62,11 @@ impl Loop {
                         // As many as asked for: there may be more.
                         let more = claims.len() == free;
                         for (claim, deadline) in claims {
-                            running.spawn(Arc::clone(&this).run_one(claim, deadline, hand_back.clone()));
+                            let slot =
+                                Arc::clone(&slots).try_acquire_owned().expect("no more were claimed than are free");
+                            running.spawn(Arc::clone(&this).run_one(claim, slot, deadline, hand_back.clone()));
                         }
-                        if more && running.len() < this.concurrency {
+                        if more && slots.available_permits() > 0 {
                             continue;
                         }
                     }
@@ -76,10 +83,10 @@ impl Loop {
                     }
                 }
             }
-            let is_full = running.len() >= this.concurrency;
+            let is_full = slots.available_permits() == 0;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                _ = running.join_next(), if is_full => {}
+                _ = slots.acquire(), if is_full => {}
                 () = this.bells.of(this.destination).notified(), if !is_full => {}
                 () = tokio::time::sleep(wait), if !is_full => {}
             }
@@ -120,7 +127,13 @@ impl Loop {
         }
     }
 
-    async fn run_one(self: Arc<Self>, claim: Claim, deadline: Instant, hand_back: CancellationToken) {
+    async fn run_one(
+        self: Arc<Self>,
+        claim: Claim,
+        slot: OwnedSemaphorePermit,
+        deadline: Instant,
+        hand_back: CancellationToken,
+    ) {
         let span = tracing::info_span!(
             "action",
             alert.id = claim.alert.alert_id,
@@ -143,7 +156,7 @@ impl Loop {
                 }
             };
             if let Some(finished) = finished {
-                self.results.send(finished).await.expect("the recorder outlives the loops");
+                self.results.send((finished, slot)).await.expect("the recorder outlives the loops");
             }
         }
         .instrument(span)

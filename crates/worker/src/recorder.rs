@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::claim_loop::Recordable;
 use crate::metrics::Metrics;
 use crate::wake::Bells;
 
@@ -24,16 +25,16 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 /// Writes results until all loops have ended and everything is written.
 pub async fn run(
     pool: PgPool,
-    mut results: mpsc::Receiver<Finished>,
+    mut results: mpsc::Receiver<Recordable>,
     bells: Arc<Bells>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
     while results.recv_many(&mut batch, BATCH).await > 0 {
-        // What waited for the same customer may be claimed now; what a look-up was for may be planned.
+        let (batch, slots): (Vec<Finished>, Vec<_>) = batch.drain(..).unzip();
         let kinds: Vec<Kind> = batch.iter().map(Finished::kind).collect();
-        for results in write(&pool, std::mem::take(&mut batch), &shutdown).await {
+        for results in write(&pool, batch, &shutdown).await {
             for result in &results.written {
                 if results.lost.contains(&result.action_id()) {
                     tracing::warn!(action_id = %result.action_id(), "the claim was lost to another worker; the result is dropped");
@@ -43,6 +44,8 @@ pub async fn run(
                 }
             }
         }
+        drop(slots);
+        // What waited for the same customer may be claimed now; what a look-up was for may be planned.
         if kinds.contains(&Kind::PaddleCustomer) {
             bells.planner.notify_one();
         }
