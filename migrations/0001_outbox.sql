@@ -197,19 +197,20 @@ create table customer (
   constraint customer_email_lower_case check (email !~ '[A-Z]')
 );
 
--- Memberships of customers. Only what is 'given' or 'intended' here is ever taken away.
+-- Memberships of customers. What is 'found' is never taken away.
 create table membership (
   email    text        not null references customer (email) on delete cascade,
   -- 'group:<name>' or 'organization:<id>'
   target   text        not null,
   account  text        not null,
-  -- 'intended' between the intention and the answer: written before the call, so that a crash in between does not turn a
-  -- membership we gave into one we found. 'found' was there before us and is not ours to take.
+  -- 'intended' and 'leaving' between the intention and the answer: written before the call, so that a crash in between does
+  -- not turn a membership we gave into one we found, nor hide one that is still there. 'found' was there before us and is
+  -- not ours to take.
   state    text        not null,
   since    timestamptz not null default clock_timestamp(),
   primary key (email, target),
   constraint membership_target_known check (target ~ '^(group|organization):.'),
-  constraint membership_state_known check (state in ('intended', 'given', 'found'))
+  constraint membership_state_known check (state in ('intended', 'given', 'leaving', 'found'))
 );
 
 -- What a plan gives, as configured: written by the worker at start, for the view below.
@@ -296,7 +297,8 @@ left join customer c on c.email = x.email;
 create function outbox_action_revive() returns trigger language plpgsql as $$
 begin
   new.attempts := 0;
-  new.due_at := clock_timestamp();
+  -- A removal that was discarded before its time still has its time.
+  new.due_at := greatest(old.due_at, clock_timestamp());
   new.run_at := new.due_at;
   new.finished_at := null;
   new.outcome := null;
@@ -326,12 +328,14 @@ create trigger outbox_action_revived after update of status on outbox_action for
   when (new.status = 'pending' and old.status in ('dead', 'done', 'discarded'))
   execute function outbox_action_revived();
 
--- An alert set back to pending runs its dead actions again; one without any is planned again.
+-- An alert set back to pending runs its dead actions again, or else the done ones; one that has neither is planned again.
 create function outbox_revive() returns trigger language plpgsql as $$
 begin
   new.finished_at := null;
   new.last_error := null;
-  new.to_plan := not exists (select from outbox_action where outbox_id = new.id and status <> 'discarded');
+  new.to_plan := not exists (
+    select from outbox_action
+    where outbox_id = new.id and status <> 'discarded' and not (kind = 'paddle_customer' and status = 'done'));
   return new;
 end $$;
 

@@ -137,6 +137,271 @@ async fn addresses_are_looked_up_no_faster_than_paddle_allows() {
     assert_eq!(oarlock.jira().group("commercial-support").members().len(), 70);
 }
 
+/// A look-up that failed is answered by another one that did not: here a cancellation comes first.
+#[tokio::test]
+async fn a_look_up_answers_those_that_failed_before() {
+    let oarlock = Oarlock::start().await;
+    let canceled = Billing::subscription_canceled("ctm_1").subscription("sub_1").at(Utc::now());
+    oarlock.billing_sends(&canceled).await;
+    oarlock.until("the look-up is dead", "select count(*) = 1 from dead_letter where kind = 'paddle_customer'").await;
+    oarlock.paddle_api().set_customer("ctm_1", ANN);
+    let created = Billing::subscription_created("ctm_1").subscription("sub_1").at(Utc::now() - Span::hours(1));
+    oarlock.billing_sends(&created).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.jira().group("commercial-support").members(), [""; 0], "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
+}
+
+/// What needs no call does not wait for a pause to end either.
+#[tokio::test]
+async fn an_answered_look_up_waits_for_nobody() {
+    let oarlock = Oarlock::start().await;
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'paddle'").await;
+    oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1")).await;
+    oarlock.until("it waits", "select count(*) = 1 from outbox_action where kind = 'paddle_customer'").await;
+    oarlock.billing_sends(&Billing::customer_created("ctm_1", ANN)).await;
+    oarlock.sees("access", |sandbox| sandbox.jira_cloud().group("commercial-support").has(ANN)).await;
+}
+
+/// A subscription moved from one Billing customer to another, and then an alert about the first one comes late.
+#[tokio::test]
+async fn a_subscription_moves_to_another_customer() {
+    let oarlock = Oarlock::start().await;
+    let group = oarlock.jira().group("commercial-support");
+    let (then, updated) =
+        (Utc::now() - Span::hours(1), |id: &str| Billing::subscription_updated(id).subscription("sub_1"));
+    oarlock.paddle_api().set_customer("ctm_1", ANN);
+    oarlock.paddle_api().set_customer("ctm_2", "bob@example.com");
+    oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1").at(then)).await;
+    oarlock.settles().await;
+    assert_eq!(group.members(), [ANN]);
+    oarlock.billing_sends(&updated("ctm_2").at(then + Span::minutes(30))).await;
+    oarlock.settles().await;
+    assert_eq!(group.members(), ["bob@example.com"], "{}", oarlock.outbox().await);
+    oarlock.billing_sends(&updated("ctm_1").at(then + Span::minutes(20))).await;
+    oarlock.settles().await;
+    assert_eq!(group.members(), ["bob@example.com"], "{}", oarlock.outbox().await);
+    // One that names no customer concerns whom it belongs to.
+    oarlock
+        .billing_sends(&updated("").set("/data/customer_id", serde_json::Value::Null).at(then + Span::minutes(40)))
+        .await;
+    oarlock.settles().await;
+    assert_eq!(group.members(), ["bob@example.com"], "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
+}
+
+/// The address is given up before the subscription under it is told of: nobody writes to it any more.
+#[tokio::test]
+async fn invitations_go_to_the_address_of_now() {
+    let oarlock = Oarlock::start().await;
+    let (old, now) = ("old@example.com", Utc::now());
+    oarlock.paddle_sends(&Classic::update_audience_member(old, ANN).at(now)).await;
+    oarlock.settles().await;
+    oarlock.paddle_sends(&Classic::subscription_created(old).subscription("1").at(now - Span::hours(1))).await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN) && oarlock.jira().invited(ANN) == 1, "{}", oarlock.outbox().await);
+    assert!(!oarlock.slack().invited(old) && oarlock.jira().invited(old) == 0, "{}", oarlock.outbox().await);
+    assert_eq!(
+        oarlock.value::<String>("select email from outbox where alert_name = 'subscription_created'").await,
+        old
+    );
+}
+
+/// A customer with two addresses of one Jira account, each with a subscription of its own.
+async fn two_addresses_of_one_account(oarlock: &Oarlock, number: u32) -> [String; 2] {
+    let addresses = ["a", "b"].map(|name| format!("{name}{number}@example.com"));
+    let then = Utc::now() - Span::hours(1);
+    for (email, subscription) in addresses.iter().zip(1..) {
+        let subscription = format!("{number}{subscription}");
+        oarlock.paddle_sends(&Classic::subscription_created(email).subscription(&subscription).at(then)).await;
+        oarlock.settles().await;
+        oarlock.jira().change_email(&addresses[0], &addresses[1]);
+    }
+    assert!(oarlock.jira().group("commercial-support").has(&addresses[1]), "{}", oarlock.outbox().await);
+    addresses
+}
+
+#[tokio::test]
+async fn two_addresses_of_one_account_leave_at_once() {
+    let oarlock = Oarlock::start().await;
+    let end = Utc::now() + Span::days(3);
+    for number in 0..6 {
+        for (email, subscription) in two_addresses_of_one_account(&oarlock, number).await.iter().zip(1..) {
+            let cancelled = Classic::subscription_cancelled(email).subscription(&format!("{number}{subscription}"));
+            oarlock.paddle_sends(&cancelled.ends_at(end)).await;
+        }
+    }
+    oarlock.settles().await;
+    assert_eq!(oarlock.jira().group("commercial-support").members().len(), 6);
+    oarlock.jira().fail(Fault::delay(Duration::from_millis(20)));
+    oarlock.time_passes(Span::days(3)).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.jira().group("commercial-support").members(), [""; 0], "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i64>("select count(*) from membership").await, 0);
+}
+
+#[tokio::test]
+async fn two_addresses_of_one_account_do_not_block_each_other() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "3").start().await;
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'jira'").await;
+    oarlock.jira().create_account(ANN, "Ann");
+    for (email, subscription) in [(ANN, "1"), ("ann@b.example.com", "2")] {
+        oarlock.paddle_sends(&Classic::subscription_created(email).subscription(subscription)).await;
+    }
+    oarlock.until("both are planned", "select count(*) = 2 from outbox where not to_plan").await;
+    let account = oarlock.jira().account_id(ANN).expect("made above");
+    for email in [ANN, "ann@b.example.com"] {
+        sqlx::query("insert into customer (email, jira_account) values ($1, $2) on conflict (email) do update set jira_account = $2")
+            .bind(email)
+            .bind(&account)
+            .execute(oarlock.pool())
+            .await
+            .unwrap();
+    }
+    oarlock
+        .jira()
+        .fail(Fault::status(500).after(Duration::from_millis(100)).on("POST", "/rest/api/3/group/user").times(2));
+    oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from dead_letter").await, 0, "{}", oarlock.outbox().await);
+    assert!(oarlock.jira().group("commercial-support").has(ANN));
+}
+
+/// The customer changes the address in Jira as well: whichever of the two is evaluated first, and however slowly.
+#[tokio::test]
+async fn a_membership_on_its_way_to_another_address_stays_ours() {
+    let oarlock = Oarlock::start().await;
+    let (group, new) = (oarlock.jira().group("commercial-support"), "ann@b.example.com");
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.jira().change_email(ANN, new);
+    oarlock.jira().fail(Fault::delay(Duration::from_millis(150)).on("GET", "/rest/api/3/user/groups"));
+    oarlock.jira().fail(Fault::delay(Duration::from_millis(300)).on("DELETE", "/rest/api/3/group/user"));
+    oarlock.paddle_sends(&Classic::update_audience_member(ANN, new)).await;
+    oarlock.settles().await;
+    assert_eq!(group.members(), [new], "{}", oarlock.outbox().await);
+    assert_eq!(
+        oarlock.value::<String>("select string_agg(email || ' ' || state, ', ') from membership").await,
+        format!("{new} given")
+    );
+}
+
+/// A colleague who buys under two addresses stays a colleague.
+#[tokio::test]
+async fn what_was_found_is_found_under_any_address() {
+    let oarlock = Oarlock::start().await;
+    oarlock.jira().group("commercial-support").add_member("a7@example.com");
+    for (email, subscription) in two_addresses_of_one_account(&oarlock, 7).await.iter().zip(1..) {
+        oarlock
+            .paddle_sends(&Classic::subscription_cancelled(email).subscription(&format!("7{subscription}")).ended())
+            .await;
+        oarlock.settles().await;
+    }
+    assert!(oarlock.jira().group("commercial-support").has("b7@example.com"), "{}", oarlock.outbox().await);
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_is_drift() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "2").start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.jira().fail(Fault::status(500).on("DELETE", "/rest/api/3/group/user"));
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.until("it is dead", "select count(*) = 1 from dead_letter").await;
+    let drift = "select count(*) from access where not paid and given = '{group:commercial-support}' and differs_since is not null";
+    assert_eq!(oarlock.value::<i64>(drift).await, 1);
+    oarlock.jira().clear_faults();
+    oarlock.sql("select replay_dead_letters()").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+}
+
+/// An alert that comes when an old one has its last attempt has all of its own.
+#[tokio::test]
+async fn a_new_alert_does_not_die_with_an_old_one() {
+    let oarlock = Oarlock::start().await;
+    oarlock.slack().fail(Fault::status(500));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock
+        .until("it fails", "select count(*) = 1 from outbox_action where destination = 'slack' and attempts > 1")
+        .await;
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    oarlock.until("it rests", "select count(*) = 0 from outbox_action where status = 'running'").await;
+    oarlock
+        .sql("update outbox_action set attempts = 19, run_at = now() - interval '1 hour' where destination = 'slack'")
+        .await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock
+        .until("both wait", "select count(*) = 2 from outbox_action where destination = 'slack' and status = 'pending'")
+        .await;
+    // It is tried last, so that the new one is tied to it and not the other way round.
+    oarlock
+        .sql("update outbox_action set run_at = now() + interval '3 s' where destination = 'slack' and attempts = 0")
+        .await;
+    oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+    oarlock.until("the old one is dead", "select count(*) = 1 from dead_letter").await;
+    oarlock.slack().clear_faults();
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i64>("select count(*) from dead_letter").await, 1);
+}
+
+/// An alert whose only action was a look-up is planned again.
+#[tokio::test]
+async fn a_replayed_look_up_leaves_nothing_in_limbo() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_api().set_customer("ctm_1", ANN);
+    oarlock.billing_sends(&Billing::named("subscription.imported", "ctm_1", ANN).subscription("sub_1")).await;
+    oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1")).await;
+    oarlock.settles().await;
+    oarlock.sql("select replay(id) from outbox").await;
+    oarlock.settles().await;
+    assert_eq!(
+        oarlock.value::<i64>("select count(*) from outbox where status = 'pending'").await,
+        0,
+        "{}",
+        oarlock.outbox().await
+    );
+}
+
+/// A removal that waits for its time waits for it also after it was discarded and replayed.
+#[tokio::test]
+async fn a_replayed_removal_keeps_its_time() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock
+        .paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ends_at(Utc::now() + Span::days(9)))
+        .await;
+    oarlock.settles().await;
+    oarlock.sql("update outbox_action set status = 'discarded', finished_at = now() where status = 'pending' and run_at > now()").await;
+    assert_eq!(oarlock.sql("update outbox_action set status = 'pending' where status = 'discarded'").await, 1);
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN));
+    oarlock.time_passes(Span::days(9)).await;
+    oarlock.settles().await;
+    assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// A wrong key is noticed although the pace is what pauses Paddle most of the time.
+#[tokio::test]
+async fn a_wrong_key_is_noticed_behind_the_pace() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_api().set_api_key("another");
+    oarlock.sql("update destination set actions_per_minute = 60, paused_until = now() + interval '1 hour' where name = 'paddle'").await;
+    for number in 0..40 {
+        oarlock
+            .billing_sends(
+                &Billing::subscription_created(&format!("ctm_{number}")).subscription(&format!("sub_{number}")),
+            )
+            .await;
+    }
+    oarlock.until("all wait", "select count(*) = 40 from outbox_action where kind = 'paddle_customer'").await;
+    oarlock.sql("update destination set paused_until = null where name = 'paddle'").await;
+    oarlock.until("it is noticed", "select probing and failures = 1 and paused_until > now() + interval '4 min' from destination where name = 'paddle'").await;
+    oarlock.until("all is handed back", "select count(*) = 0 from outbox_action where status = 'running'").await;
+    assert_eq!(oarlock.value::<i64>("select sum(attempts) from outbox_action").await, 0);
+}
+
 /// The same things happen to a customer of either generation: step by step they are in the same places.
 #[tokio::test]
 async fn a_billing_story_and_a_classic_story_end_alike() {

@@ -206,14 +206,17 @@ fn permutations<'t>(left: Vec<&'t Told>, visit: &mut impl FnMut(&[&'t Told])) {
     go(&mut Vec::new(), &left, visit);
 }
 
-/// Numbers by value, however many digits; anything else as text.
+/// Numbers by value, however many digits; after them anything else, as text.
 fn by_number(a: &str, b: &str) -> Ordering {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if digits(a) && digits(b) {
-        let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
-        a.len().cmp(&b.len()).then_with(|| a.cmp(b))
-    } else {
-        a.cmp(b)
+    match (digits(a), digits(b)) {
+        (true, true) => {
+            let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
+            a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+        }
+        (true, false) => Ordering::Less,
+        (false, true) => Ordering::Greater,
+        (false, false) => a.cmp(b),
     }
 }
 

@@ -95,7 +95,8 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           union all
           select *, row_number() over (order by run_at, id) as place from retry
         ), of_each_customer as (
-          select distinct on (subject) * from due order by subject, (status = 'running') desc, place, id
+          -- The one that was tried most often leads: its series of attempts goes on, and the others do not begin theirs.
+          select distinct on (subject) * from due order by subject, (status = 'running') desc, attempts desc, place, id
         ), chosen as (
           select * from of_each_customer order by place, id
           limit case when (select probing from gate) then 1 else $2 end

@@ -30,16 +30,17 @@ pub async fn pause_for(
 }
 
 /// The destination cannot work as configured: nobody calls it for five minutes, doubling to an hour with each failure in a
-/// row; then one action at a time tries it. Failures that come in while it is paused already are the same failure.
+/// row; then one action at a time tries it. Failures that come in while it is paused for one already are the same failure.
 ///
 /// # Errors
 /// When the database is away.
 pub async fn pause_until_mended(pool: &PgPool, destination: Destination, reason: &str) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "update destination
-         set paused_until = clock_timestamp() + least(interval '5 min' * power(2, least(failures, 10)), interval '1 hour'),
+         set paused_until = greatest(paused_until, clock_timestamp() + least(interval '5 min' * power(2, least(failures, 10)), interval '1 hour')),
              paused_reason = $2, failures = failures + 1, probing = true, probe_until = null
-         where name = $1 and (paused_until is null or paused_until <= clock_timestamp())",
+         where name = $1 and (not probing or paused_until is null or paused_until <= clock_timestamp())
+           and paused_until is distinct from 'infinity'",
         destination.as_str(),
         reason
     )

@@ -3,6 +3,7 @@
 //! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
 
 use sqlx::{PgExecutor, PgPool};
+use uuid::Uuid;
 
 use crate::access::Address;
 use crate::claim::Claim;
@@ -31,6 +32,8 @@ pub enum MemberState {
     Intended,
     /// We gave it, and take it away when it is not paid for any more.
     Given,
+    /// About to be taken away: whether it was is not known.
+    Leaving,
     /// It was there before us, and stays.
     Found,
 }
@@ -40,6 +43,7 @@ impl MemberState {
         match self {
             Self::Intended => "intended",
             Self::Given => "given",
+            Self::Leaving => "leaving",
             Self::Found => "found",
         }
     }
@@ -47,6 +51,7 @@ impl MemberState {
     fn parse(word: &str) -> Self {
         match word {
             "given" => Self::Given,
+            "leaving" => Self::Leaving,
             "found" => Self::Found,
             _ => Self::Intended,
         }
@@ -192,6 +197,24 @@ pub async fn same_account(pool: &PgPool, email: &str, member: &Member) -> Result
     Ok(states.iter().map(|word| MemberState::parse(word)).collect())
 }
 
+/// Whether the same membership of the same account is being taken away under another address at this moment.
+///
+/// # Errors
+/// When the database is away.
+pub async fn is_leaving_elsewhere(pool: &PgPool, email: &str, member: &Member) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (
+             select from membership m
+             join outbox_action a on a.destination = 'jira' and a.subject = m.email and a.status = 'running'
+             where m.target = $1 and m.account = $2 and m.email <> $3 and m.state = 'leaving') as "is_leaving!""#,
+        member.target,
+        member.account,
+        email
+    )
+    .fetch_one(pool)
+    .await
+}
+
 /// Strikes out a membership that was taken away.
 ///
 /// # Errors
@@ -263,6 +286,45 @@ pub async fn keep_address(
         address.told_by
     )
     .execute(executor)
+    .await
+    .map(drop)
+}
+
+/// The addresses of these customers are known now: their look-ups that wait, or that failed, need no call any more, and the
+/// alerts that waited for them can be planned. A look-up that is under way is touched, so that its end cannot be recorded
+/// without seeing what this transaction writes.
+///
+/// # Errors
+/// When the database is away.
+pub(crate) async fn answer_look_ups(
+    connection: &mut sqlx::PgConnection,
+    customers: &[&str],
+) -> Result<(), sqlx::Error> {
+    let answered = sqlx::query!(
+        r#"
+        update outbox_action
+        set status = case status when 'running' then status else 'done' end,
+            outcome = case status when 'running' then outcome else 'unchanged' end,
+            last_error = case status when 'running' then last_error end,
+            finished_at = case status when 'running' then finished_at else clock_timestamp() end
+        where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer'
+          and status in ('pending', 'running', 'dead')
+        returning outbox_id, status
+        "#,
+        customers as _
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let alerts: Vec<Uuid> = answered.iter().filter(|row| row.status == "done").map(|row| row.outbox_id).collect();
+    if alerts.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update outbox set status = 'pending', finished_at = null, last_error = null, to_plan = true
+         where id = any($1) and status in ('pending', 'dead')",
+        &alerts
+    )
+    .execute(connection)
     .await
     .map(drop)
 }

@@ -144,7 +144,7 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         .iter()
         .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
         .unzip();
-    let customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
+    let mut customers: Vec<&str> = alerts.iter().filter_map(|alert| alert.says.customer_id.as_deref()).collect();
     let (mut old_emails, mut new_emails) = (Vec::new(), Vec::new());
     for alert in alerts {
         if let Some(alert::NewAddress::Classic { old, new }) = &alert.says.new_address {
@@ -200,6 +200,9 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
         .chain(new_emails.iter().copied())
         .collect();
     known.address_changes = address_changes(transaction, &emails).await?;
+    // A subscription may have moved to another customer than the one this batch names.
+    customers.extend(known.subscriptions.values().filter_map(|subscription| subscription.customer_id.as_deref()));
+    customers.extend(known.told.values().flatten().filter_map(|told| told.customer_id.as_deref()));
     if !customers.is_empty() {
         let rows = sqlx::query!(
             "select customer_id, email, as_of, told_by from billing_customer where customer_id = any($1::text[])",
@@ -295,11 +298,12 @@ impl Batch {
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
         }
-        if !plan.addresses.is_empty() {
-            answer_look_ups(transaction, plan.addresses.keys()).await?;
-        }
         for (customer_id, address) in &plan.addresses {
             ledger::keep_address(&mut **transaction, customer_id, address).await?;
+        }
+        if !plan.addresses.is_empty() {
+            let customers: Vec<&str> = plan.addresses.keys().map(String::as_str).collect();
+            ledger::answer_look_ups(transaction, &customers).await?;
         }
         if !plan.paid_changed.is_empty() {
             let mut emails = plan.paid_changed.clone();
@@ -387,26 +391,6 @@ async fn write_told(transaction: &mut Transaction<'static, Postgres>, rows: &[(K
         &rows.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
         &rows.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
-    )
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
-}
-
-/// An alert tells what was to be looked up: look-ups that wait, and those that found nobody, are due now and will find it.
-/// One that is under way is touched, so that its end cannot be recorded without seeing what is written here.
-async fn answer_look_ups(
-    transaction: &mut Transaction<'static, Postgres>,
-    customers: impl Iterator<Item = &String>,
-) -> Result<(), sqlx::Error> {
-    let customers: Vec<&str> = customers.map(String::as_str).collect();
-    sqlx::query!(
-        "update outbox_action
-         set status = case status when 'running' then status else 'pending' end,
-             run_at = case status when 'running' then run_at else clock_timestamp() end
-         where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer'
-           and status in ('pending', 'running', 'dead')",
-        &customers as _
     )
     .execute(&mut **transaction)
     .await

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::Kind;
 use crate::claim::Claim;
+use crate::{Kind, ledger};
 
 /// An action's run, over.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub enum Verdict {
     StoodBack { error: String },
     /// Dead, and why.
     Dead(String),
+    /// Dead, since all attempts are used up, and what the last one said. What followed this one but came late is not.
+    UsedUp(String),
 }
 
 /// What was tried, for the history.
@@ -77,8 +79,11 @@ impl Finished {
 pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sqlx::Error> {
     let ids: Vec<Uuid> = results.iter().map(|result| result.claim.id()).collect();
     // Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, and long
-    // before Postgres looks for deadlocks and lets the operator's statement fail.
-    let mut transaction = pool.begin_with("begin; set local lock_timeout = '300ms'").await?;
+    // before Postgres looks for deadlocks and lets the operator's statement fail. And whoever falls silent in the middle must
+    // not keep the others from recording.
+    let mut transaction = pool
+        .begin_with("begin; set local lock_timeout = '300ms'; set local idle_in_transaction_session_timeout = '5s'")
+        .await?;
     sqlx::query!(
         r#"
         select id from outbox
@@ -112,14 +117,14 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         r#"
         with result as materialized (
           select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bool[],
-                               $8::bigint[], $9::bigint[], $10::int[], $11::text[], $12::bool[])
-            as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back)
+                               $8::bigint[], $9::bigint[], $10::int[], $11::text[], $12::bool[], $13::bool[])
+            as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back, used_up)
         ), recorded as (
           update outbox_action a
           set status = r.status, outcome = r.outcome,
               last_error = case when r.status = 'done' then null else coalesce(r.error, a.last_error) end,
               attempts = greatest(a.attempts - case when r.counted then 0 else 1 end, 0),
-              setbacks = case when r.stood_back then a.setbacks + 1 else 0 end,
+              setbacks = case when r.stood_back then a.setbacks + 1 when r.counted then 0 else a.setbacks end,
               run_at = case when r.stood_back
                             then greatest(clock_timestamp(), case when isfinite(d.paused_until) then d.paused_until end)
                                  + least(interval '5 min' * (power(2, least(a.setbacks, 10)) - 1), interval '1 hour')
@@ -130,22 +135,24 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
           from result r, destination d
           where a.id = r.id and a.claim_token = r.token and a.status = 'running' and d.name = a.destination
           returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts,
-                    r.counted, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
+                    r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
         ), follower as (
-          -- Row by row, whatever the planner believes of a table that has just filled up.
-          select f.id, l.id as leader_id from recorded l cross join lateral (
-            select f.id from outbox_action f
+          -- Row by row, whatever the planner believes of a table that has just filled up. Who came late to a series of attempts
+          -- does not die with its last one.
+          select f.id, l.id as leader_id, case when l.used_up and f.attempts + 1 < l.attempts then 'pending' else l.status end as status
+          from recorded l cross join lateral (
+            select f.id, f.attempts from outbox_action f
             where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
             offset 0) f
         ), followed as (
           update outbox_action f
-          set status = l.status,
-              -- The call was made for it as well. A series of its own, from the start, would be one more series of calls.
-              attempts = case when l.status = 'done' then f.attempts else greatest(f.attempts, l.attempts) end,
+          set status = w.status,
+              -- The call was made for it as well. (But a new alert's first attempts do not use up those of an old one.)
+              attempts = f.attempts + case when l.counted and l.status <> 'done' and l.attempts > f.attempts then 1 else 0 end,
               outcome = case when l.status = 'done' then 'covered by ' || l.id end,
               last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
-              run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) else f.run_at end,
-              finished_at = case when l.status <> 'pending' then clock_timestamp() end,
+              run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) when w.status = 'pending' then clock_timestamp() else f.run_at end,
+              finished_at = case when w.status <> 'pending' then clock_timestamp() end,
               leader_id = case when l.status = 'done' then f.leader_id end
           from follower w join recorded l on l.id = w.leader_id
           where f.id = w.id and f.leader_id = l.id and f.status = 'pending'
@@ -172,22 +179,26 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.http_status.map(i32::from))).collect::<Vec<_>>() as _,
         &results.iter().map(|result| result.attempt.as_ref().and_then(|tried| tried.error.as_deref())).collect::<Vec<_>>() as _,
         &verdicts.iter().map(|verdict| matches!(verdict, Verdict::StoodBack { .. })).collect::<Vec<_>>(),
+        &verdicts.iter().map(|verdict| matches!(verdict, Verdict::UsedUp(_))).collect::<Vec<_>>(),
     )
     .fetch_all(&mut *transaction)
     .await?;
 
-    // The address is known now: the alerts that waited for it can be planned.
-    let looked_up: Vec<Uuid> = recorded
+    // The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
+    let looked_up: Vec<_> = recorded
         .iter()
         .filter(|row| {
             row.kind.as_deref() == Some(Kind::PaddleCustomer.as_str()) && row.status.as_deref() == Some("done")
         })
-        .filter_map(|row| row.outbox_id)
         .collect();
     if !looked_up.is_empty() {
-        sqlx::query!("update outbox set to_plan = true where id = any($1) and status = 'pending'", &looked_up)
+        let waited: Vec<Uuid> = looked_up.iter().filter_map(|row| row.outbox_id).collect();
+        sqlx::query!("update outbox set to_plan = true where id = any($1) and status = 'pending'", &waited)
             .execute(&mut *transaction)
             .await?;
+        let is_done = |result: &&Finished| looked_up.iter().any(|row| row.id == Some(result.action_id()));
+        let customers: Vec<&str> = results.iter().filter(is_done).map(|result| result.claim.subject.as_str()).collect();
+        ledger::answer_look_ups(&mut transaction, &customers).await?;
     }
     // Of the recorded alone: a worker that lost its claim has nothing to say about an alert either.
     let alerts: Vec<Uuid> = recorded.iter().filter_map(|row| row.outbox_id).collect();
@@ -197,28 +208,28 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     Ok(ids.into_iter().filter(|id| !recorded.iter().any(|row| row.id == Some(*id))).collect())
 }
 
-/// Of the look-ups that found nobody, those whose address an alert has told meanwhile: the first alerts of a new customer
+/// Of the look-ups that brought nothing, those whose address an alert has told meanwhile: the first alerts of a new customer
 /// come in any order, and may be quicker than Paddle's API.
 async fn answered_meanwhile(
     transaction: &mut Transaction<'static, Postgres>,
     results: &[Finished],
 ) -> Result<Vec<Uuid>, sqlx::Error> {
-    let found_nobody: Vec<Uuid> = results
+    let brought_nothing: Vec<Uuid> = results
         .iter()
-        .filter(|result| result.kind() == Kind::PaddleCustomer && matches!(result.verdict, Verdict::Dead(_)))
+        .filter(|result| result.kind() == Kind::PaddleCustomer && !matches!(result.verdict, Verdict::Done(_)))
         .map(Finished::action_id)
         .collect();
-    if found_nobody.is_empty() {
+    if brought_nothing.is_empty() {
         return Ok(Vec::new());
     }
     // Under lock first, and then with a fresh look: the planner touches the row of whom it learns an address for.
-    sqlx::query!("select id from outbox_action where id = any($1) order by id for update", &found_nobody)
+    sqlx::query!("select id from outbox_action where id = any($1) order by id for update", &brought_nothing)
         .fetch_all(&mut **transaction)
         .await?;
     sqlx::query_scalar!(
         "select a.id from outbox_action a join billing_customer c on c.customer_id = a.customer_id
          where a.id = any($1) and c.learnt_at >= a.due_at",
-        &found_nobody
+        &brought_nothing
     )
     .fetch_all(&mut **transaction)
     .await
@@ -229,21 +240,25 @@ impl Verdict {
         match self {
             Self::Done(_) => "done",
             Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } => "pending",
-            Self::Dead(_) => "dead",
+            Self::Dead(_) | Self::UsedUp(_) => "dead",
         }
     }
 
     fn outcome(&self) -> Option<&str> {
         match self {
             Self::Done(outcome) => Some(outcome),
-            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } | Self::Dead(_) => None,
+            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } | Self::Dead(_) | Self::UsedUp(_) => {
+                None
+            }
         }
     }
 
     fn error(&self) -> Option<&str> {
         match self {
             Self::Done(_) => None,
-            Self::Retry { error, .. } | Self::StoodBack { error } | Self::Dead(error) => Some(error),
+            Self::Retry { error, .. } | Self::StoodBack { error } | Self::Dead(error) | Self::UsedUp(error) => {
+                Some(error)
+            }
             Self::HandedBack { error, .. } => error.as_deref(),
         }
     }
@@ -251,7 +266,7 @@ impl Verdict {
     fn delay(&self) -> Duration {
         match self {
             Self::Retry { after, .. } | Self::HandedBack { after, .. } => *after,
-            Self::Done(_) | Self::StoodBack { .. } | Self::Dead(_) => Duration::ZERO,
+            Self::Done(_) | Self::StoodBack { .. } | Self::Dead(_) | Self::UsedUp(_) => Duration::ZERO,
         }
     }
 }

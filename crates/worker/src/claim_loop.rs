@@ -209,14 +209,19 @@ impl Loop {
             Verdict::HandedBack { error, .. } => {
                 tracing::warn!(error, http_status = failure.http_status, "handed back, no attempt used")
             }
-            Verdict::Dead(error) => tracing::error!(error, http_status = failure.http_status, "dead"),
+            Verdict::Dead(error) | Verdict::UsedUp(error) => {
+                tracing::error!(error, http_status = failure.http_status, "dead")
+            }
             Verdict::StoodBack { error } => {
                 tracing::warn!(error, http_status = failure.http_status, "stands back, no attempt used");
             }
             Verdict::Done(_) => {}
         }
         match judgement.pause {
-            Some(pause) => self.pause(pause, &failure.to_string()).await,
+            Some(pause) => {
+                self.pause(pause, &failure.to_string()).await;
+                self.if_it_probed(&claim, false).await;
+            }
             None => self.if_it_probed(&claim, judgement.reached).await,
         }
         Some(Finished::new(claim, judgement.verdict, attempt))

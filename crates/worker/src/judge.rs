@@ -46,7 +46,7 @@ pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> J
     let error = failure.detail().to_owned();
     let tried_up_to = |most: u32, retry_after| {
         if attempt >= most {
-            Verdict::Dead(error.clone())
+            Verdict::UsedUp(error.clone())
         } else {
             Verdict::Retry { after: limits.schedule.delay(attempt, jitter, retry_after), error: error.clone() }
         }
@@ -96,12 +96,13 @@ mod tests {
         check(Meaning::Transient { retry_after: None }, 1, retry(5), None);
         check(Meaning::Transient { retry_after: Some(seconds(60)) }, 1, retry(60), None);
         check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
-        check(Meaning::Transient { retry_after: None }, 20, dead(), None);
+        let used_up = || Verdict::UsedUp("why".into());
+        check(Meaning::Transient { retry_after: None }, 20, used_up(), None);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
         check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
         check(Meaning::Permanent, 1, dead(), None);
         check(Meaning::AccountGone, 1, dead(), None);
         check(Meaning::Unknown, 4, retry(40), None);
-        check(Meaning::Unknown, 5, dead(), None);
+        check(Meaning::Unknown, 5, used_up(), None);
     }
 }

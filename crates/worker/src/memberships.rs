@@ -48,7 +48,7 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     }
     for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
         match member.state {
-            MemberState::Given | MemberState::Intended => {
+            MemberState::Given | MemberState::Intended | MemberState::Leaving => {
                 take_away(pool, jira, claim, member).await?;
                 revoked = true;
             }
@@ -114,10 +114,16 @@ async fn give_to(
         account: account.as_str().to_owned(),
         state: known.map_or(MemberState::Found, |known| known.state),
     };
-    // Only what was never ours can be somebody else's; and what we gave this account under another address is ours.
+    // Only what was never ours can be somebody else's; and what we gave this account under another address is ours, also if
+    // it is on its way from there to here just now.
+    let elsewhere = async || {
+        let states = ledger::same_account(pool, &claim.subject, &member).await?;
+        Ok::<_, Stop>(states.iter().any(|state| *state != MemberState::Found))
+    };
     if member.state == MemberState::Found
+        && !elsewhere().await?
         && jira.is_member(membership, account).await?
-        && ledger::same_account(pool, &claim.subject, &member).await?.is_empty()
+        && !elsewhere().await?
     {
         if known != Some(&member) {
             ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
@@ -128,8 +134,9 @@ async fn give_to(
     if !is_given {
         member.state = MemberState::Intended;
         ledger::keep_membership(pool, claim, &claim.subject, &member).await?;
-        // Each side writes its intention down before it looks for the other's: at least one of two sees the other.
-        if ledger::same_account(pool, &claim.subject, &member).await?.contains(&MemberState::Intended) {
+        // Each side writes its intention down before it looks for the other's: at least one of two sees the other. Who takes
+        // away and sees this leaves the membership; who is past that is waited for.
+        if ledger::is_leaving_elsewhere(pool, &claim.subject, &member).await? {
             let meaning = Meaning::Transient { retry_after: None };
             return Err(Failure::new(meaning, None, "the same account is being changed under another address").into());
         }
@@ -146,9 +153,10 @@ async fn give_to(
 async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) -> Result<(), Stop> {
     let email = claim.subject.as_str();
     let membership = from_target(&given.target);
-    let leaving = Member { state: MemberState::Intended, ..given.clone() };
+    let leaving = Member { state: MemberState::Leaving, ..given.clone() };
     ledger::keep_membership(pool, claim, email, &leaving).await?;
-    if !ledger::same_account(pool, email, &leaving).await?.is_empty() {
+    let elsewhere = ledger::same_account(pool, email, &leaving).await?;
+    if elsewhere.iter().any(|state| *state != MemberState::Leaving) {
         // The customer's address changed: the account keeps the membership under the other one, which answers for it now.
         ledger::forget_membership(pool, claim, email, &given.target).await?;
         return Ok(());

@@ -109,7 +109,7 @@ impl Metrics {
             Verdict::Done(_) => "done",
             Verdict::Retry { .. } => "retry",
             Verdict::HandedBack { .. } | Verdict::StoodBack { .. } => "handed_back",
-            Verdict::Dead(_) => "dead",
+            Verdict::Dead(_) | Verdict::UsedUp(_) => "dead",
         };
         self.actions_total.with_label_values(&[result.kind().as_str(), word]).inc();
     }

@@ -101,14 +101,14 @@ impl Planning<'_> {
     fn alert(&mut self, alert: &Alert) -> (Option<String>, Decision) {
         let says = &alert.says;
         let mut changed = self.learn_address(alert);
-        let email = says.email.clone().or_else(|| {
+        let said = says.email.clone().or_else(|| {
             says.customer_id.as_ref().and_then(|id| self.known.addresses.get(id)).map(|address| address.email.clone())
         });
         let route: Vec<Kind> =
             self.policy.route(alert.name).iter().copied().filter(|kind| self.policy.serves(*kind)).collect();
 
         let concerns_somebody = !route.is_empty() || says.subscription.is_some();
-        if let (None, Some(customer_id), true) = (&email, &says.customer_id, concerns_somebody) {
+        if let (None, Some(customer_id), true) = (&said, &says.customer_id, concerns_somebody) {
             // Nothing is applied before the address is known: the alert comes here again once it is.
             let kind = Kind::PaddleCustomer;
             let look_up = NewAction { kind, subject: customer_id.clone(), due_at: None, while_paid: false };
@@ -117,12 +117,13 @@ impl Planning<'_> {
 
         let mut actions = Actions::default();
         changed.extend(self.learn_state(alert));
-        // An alert that leaves the address out still concerns whom the subscription belongs to.
-        let email = email.or_else(|| {
-            let key = (alert.source, says.subscription.as_ref()?.id.clone());
-            self.known.subscriptions.get(&key)?.email.clone()
-        });
-        match &email {
+        // What concerns a subscription is done for whom it belongs to now: the alert may name an address that was given up
+        // since, or none.
+        let owner = says
+            .subscription
+            .as_ref()
+            .and_then(|state| self.known.subscriptions.get(&(alert.source, state.id.clone()))?.email.clone());
+        match owner.as_ref().or(said.as_ref()) {
             Some(email) => {
                 for kind in route {
                     // An invitation for a subscription is worth as much as the subscription is when it is sent; access
@@ -131,7 +132,7 @@ impl Planning<'_> {
                     actions.add(kind, email, None, while_paid);
                 }
             }
-            None if !route.is_empty() => {
+            None if !route.is_empty() && changed.is_empty() => {
                 return (None, Decision::Dead("the alert names no e-mail address to act for".to_owned()));
             }
             None => {}
@@ -145,7 +146,7 @@ impl Planning<'_> {
             }
         }
         let decision = if actions.0.is_empty() { Decision::Ignored } else { Decision::Actions(actions.0) };
-        (email, decision)
+        (said.or(owner), decision)
     }
 
     /// Notes a new address; returns the customers who have to be evaluated: whoever had the old one, and has the new one.
@@ -229,7 +230,8 @@ impl Planning<'_> {
         let (email, told_email) = match key.0 {
             Source::Billing => {
                 let address = standing.customer_id.as_ref().and_then(|id| self.known.addresses.get(id));
-                (address.map(|address| address.email.clone()), None)
+                let held = || self.known.subscriptions.get(key)?.email.clone();
+                (address.map(|address| address.email.clone()).or_else(held), None)
             }
             Source::Classic => standing.email.as_ref().map_or((None, None), |(told, since)| {
                 (Some(access::address_now(told, *since, &self.known.address_changes)), Some(told.clone()))
