@@ -69,7 +69,8 @@ async fn replay_takes_an_action_or_an_alert() {
         let oarlock = with_a_dead_letter().await;
         let id: Uuid = oarlock.value(id).await;
         let replayed = Instant::now();
-        let rows: i32 = sqlx::query_scalar("select replay($1)").bind(id).fetch_one(oarlock.pool()).await.unwrap();
+        let rows: i32 =
+            sqlx::query_scalar("select replay($1)").bind(id).fetch_one(oarlock.database.operator()).await.unwrap();
         assert_eq!(rows, 1);
         is_done(&oarlock, replayed).await;
     }
@@ -114,7 +115,7 @@ async fn discard_ends_a_dead_letter_without_running_it() {
     let oarlock = with_a_dead_letter().await;
     let calls = oarlock.sandbox.calls().len();
     assert!(
-        sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.pool()).await.is_err(),
+        sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.database.operator()).await.is_err(),
         "a reason is wanted"
     );
     assert_eq!(
@@ -242,7 +243,8 @@ async fn help_and_version() {
 async fn a_database_that_comes_late_is_waited_for() {
     let database = Database::create().await;
     database.goes_away().await;
-    let mut oarlock = Settings::default().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "300ms").prepare(database).await;
+    let settings = Settings::default().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "300ms").one_role();
+    let mut oarlock = settings.prepare(database).await;
     let receiver = oarlock.spawn("oarlock-receiver", &[]);
     let worker = oarlock.spawn("oarlock-worker", &[]);
     for process in [&receiver, &worker] {
@@ -366,7 +368,7 @@ async fn a_stopping_receiver_does_not_wait_for_idle_connections() {
 
 #[tokio::test]
 async fn migrate_applies_what_is_pending_and_says_so() {
-    let oarlock = Settings::default().set("OARLOCK_DATABASE__MIGRATE", "false").prepare(Database::create().await).await;
+    let oarlock = Settings::default().prepare(Database::create().await).await;
     let worker = oarlock.spawn("oarlock-worker", &[]);
     worker.says("where it listens", |line| line.get("admin_address").is_some()).await;
     let (status, body) = worker.admin("/readyz").await;
@@ -410,7 +412,7 @@ async fn doctor_tells_what_is_wrong() {
     oarlock.slack().set_token("another");
     check("invalid_auth").await;
     oarlock.slack().set_token(oarlock_sandbox::SLACK_TOKEN);
-    oarlock.sql("delete from _sqlx_migrations").await;
+    oarlock.sets_up("delete from _sqlx_migrations").await;
     check("oarlock-worker migrate").await;
 }
 
@@ -452,7 +454,7 @@ async fn finished_alerts_go_when_their_time_is_over_and_dead_ones_stay() {
     oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
     oarlock.paddle_sends(&Classic::named("transfer_paid", ANN)).await;
     oarlock.settles().await;
-    oarlock.sql("update outbox set finished_at = finished_at - interval '91 days'").await;
+    oarlock.sets_up("update outbox set finished_at = finished_at - interval '91 days'").await;
     oarlock.paddle_sends(&Classic::payment_succeeded("eve@example.com")).await;
     oarlock.settles().await;
     oarlock.workers.remove(0).stops().await;
@@ -470,7 +472,7 @@ async fn an_alert_that_cannot_be_planned_holds_up_nobody() {
     oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
     oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
     oarlock.paddle_sends(&Classic::payment_succeeded("eve@example.com")).await;
-    oarlock.sql("alter table subscription add constraint trap check (subscription_id <> '1')").await;
+    oarlock.sets_up("alter table subscription add constraint trap check (subscription_id <> '1')").await;
     oarlock.start_worker().await;
     oarlock.settles().await;
     let rows = "select string_agg(alert_name || ' ' || status, ', ' order by id) from outbox";
@@ -484,7 +486,7 @@ async fn an_alert_that_cannot_be_planned_holds_up_nobody() {
             .await
             .contains("failed to plan it")
     );
-    oarlock.sql("alter table subscription drop constraint trap").await;
+    oarlock.sets_up("alter table subscription drop constraint trap").await;
     oarlock.sql("select replay(id) from outbox where status = 'dead'").await;
     oarlock.settles().await;
     assert!(oarlock.jira().group("commercial-support").has(ANN));
@@ -575,7 +577,7 @@ async fn an_answer_that_postgres_cannot_hold_holds_up_nobody() {
     let row: String = oarlock.value(row).await;
     assert!(row.starts_with("dead 5 ") && row.contains("odd code"), "{row}");
     // A result that is refused for another reason ends its own action alone.
-    oarlock.sql("alter table outbox_attempt add constraint trap check (http_status <> 418)").await;
+    oarlock.sets_up("alter table outbox_attempt add constraint trap check (http_status <> 418)").await;
     oarlock.slack().fail(Fault::status(418).times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
     oarlock.settles().await;
@@ -608,7 +610,7 @@ async fn a_stopping_worker_does_not_wait_for_a_database_that_hangs() {
 #[tokio::test]
 async fn idle_it_is_small_and_quick() {
     let starting = Instant::now();
-    let oarlock = Settings::default().start_on(Database::create().await).await;
+    let oarlock = Settings::default().one_role().start().await;
     let started = starting.elapsed();
     let mut waits = Vec::new();
     for number in 0..21 {

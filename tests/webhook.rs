@@ -754,7 +754,7 @@ async fn a_full_queue_is_answered_503() {
 
 #[tokio::test]
 async fn a_database_without_the_schema_is_answered_503() {
-    let mut oarlock = impatient().set("OARLOCK_DATABASE__MIGRATE", "false").prepare(Database::create().await).await;
+    let mut oarlock = impatient().prepare(Database::create().await).await;
     launch(&mut oarlock).await;
     let alert = classic(&oarlock, &Classic::payment_succeeded(ANN));
     put_off(&oarlock, &alert).await;

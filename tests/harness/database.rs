@@ -13,29 +13,50 @@ pub struct Database {
     url: String,
     cluster: String,
     pool: PgPool,
+    operator: PgPool,
 }
 
+/// Any number: who makes the cluster's roles holds the lock of this number.
+const ROLES_LOCK: &str = "7021";
+
 impl Database {
-    /// Creates an empty one.
+    /// Creates an empty one, which belongs to `oarlock_owner`.
     pub async fn create() -> Self {
         let cluster = std::env::var("DATABASE_URL")
             .expect("DATABASE_URL names a Postgres in which databases may be made: run `make test`, or tests/with-postgres COMMAND");
         let name = format!("oarlock_test_{}", Uuid::now_v7().simple());
         let mut connection = PgConnection::connect(&cluster).await.expect("the cluster can be reached");
-        execute(&mut connection, format!("create database {name}")).await;
+        // Roles are the cluster's, and many tests start at once.
+        execute(&mut connection, format!("select pg_advisory_lock({ROLES_LOCK})")).await;
+        execute(&mut connection, include_str!("../../migrations/roles.sql").to_owned()).await;
+        execute(&mut connection, format!("select pg_advisory_unlock({ROLES_LOCK})")).await;
+        execute(&mut connection, format!("create database {name} owner oarlock_owner")).await;
         let options: PgConnectOptions = cluster.parse().expect("connected with it above");
         let options = options.database(&name);
         let url = options.to_url_lossy().to_string();
-        let pool = PgPoolOptions::new().max_connections(5).connect_lazy_with(options);
-        Self { name, url, cluster, pool }
+        let operator = options.clone().options([("role", "oarlock_operator")]);
+        let pool = |options| PgPoolOptions::new().max_connections(5).connect_lazy_with(options);
+        Self { name, url, cluster, pool: pool(options), operator: pool(operator) }
     }
 
+    /// As the cluster's own role, which may do everything.
     pub fn url(&self) -> &str {
         &self.url
     }
 
+    /// As one of the four roles: with its rights from the first statement on, and on any cluster, whoever may log in there.
+    pub fn url_as(&self, role: &str) -> String {
+        format!("{}&options[role]={role}", self.url)
+    }
+
+    /// As the cluster's own role: for a test to set the scene, and to look behind it.
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// As `oarlock_operator`.
+    pub fn operator(&self) -> &PgPool {
+        &self.operator
     }
 
     /// Runs a statement in the cluster's own database: `{}` is this one's name.

@@ -43,12 +43,20 @@ pub struct Settings {
     receivers: usize,
     /// Where the programs find Postgres, if not where the harness does.
     database_url: Option<String>,
+    /// Both programs are one role, which owns everything and migrates at start.
+    one_role: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let settings =
-            Self { variables: BTreeMap::new(), edition: Edition::Cloud, workers: 1, receivers: 1, database_url: None };
+        let settings = Self {
+            variables: BTreeMap::new(),
+            edition: Edition::Cloud,
+            workers: 1,
+            receivers: 1,
+            database_url: None,
+            one_role: false,
+        };
         settings
             .set("OARLOCK_RECEIVER__LISTEN", "127.0.0.1:0")
             .set("OARLOCK_RECEIVER__ADMIN_LISTEN", "127.0.0.1:0")
@@ -97,10 +105,18 @@ impl Settings {
         self
     }
 
-    /// Another way to the database than the straight one.
+    /// Another way to the database than the straight one, which both programs go as one role.
     #[must_use]
     pub fn database_url(mut self, url: impl Into<String>) -> Self {
         self.database_url = Some(url.into());
+        self.one_role()
+    }
+
+    /// As after an installation without `roles.sql`: one role owns everything and migrates at start. Else the owner migrates
+    /// first, and each program has a role of its own.
+    #[must_use]
+    pub fn one_role(mut self) -> Self {
+        self.one_role = true;
         self
     }
 
@@ -127,7 +143,9 @@ impl Settings {
         let mut default = |name: &str, value: &str| {
             variables.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         };
-        default("OARLOCK_DATABASE__URL", self.database_url.as_deref().unwrap_or(database.url()));
+        if self.one_role {
+            default("OARLOCK_DATABASE__URL", self.database_url.as_deref().unwrap_or(database.url()));
+        }
         default("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEYS", signer.public_key_pem());
         default("OARLOCK_PADDLE__BILLING__WEBHOOK_SECRETS", WEBHOOK_SECRET);
         default("OARLOCK_PADDLE__BILLING__API_URL", &sandbox.paddle_url());
@@ -183,6 +201,10 @@ impl Oarlock {
     }
 
     pub async fn start_programs(&mut self) {
+        if !self.settings.one_role {
+            let migrated = self.spawn("oarlock-worker", &["migrate"]).ends().await;
+            assert_eq!(migrated.code, Some(0), "{}", migrated.output);
+        }
         for _ in 0..self.settings.receivers {
             self.start_receiver().await;
         }
@@ -205,7 +227,17 @@ impl Oarlock {
 
     /// Starts a program with this system's configuration.
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Process {
-        Process::spawn(program, arguments, &self.settings.variables)
+        let mut variables = self.settings.variables.clone();
+        if !self.settings.one_role {
+            let role = match (program, arguments) {
+                ("oarlock-receiver", _) => "oarlock_receiver",
+                (_, ["migrate", ..]) => "oarlock_owner",
+                _ => "oarlock_worker",
+            };
+            variables.entry("OARLOCK_DATABASE__URL".to_owned()).or_insert_with(|| self.database.url_as(role));
+            variables.entry("OARLOCK_DATABASE__MIGRATE".to_owned()).or_insert_with(|| "false".to_owned());
+        }
+        Process::spawn(program, arguments, &variables)
     }
 
     /// Changes a setting for the programs started from now on.
@@ -323,17 +355,26 @@ impl Oarlock {
         }
     }
 
-    /// Runs a statement as an operator would; returns how many rows it concerned.
+    /// Runs a statement as an operator would, with their role; returns how many rows it concerned.
     pub async fn sql(&self, statement: &'static str) -> u64 {
-        sqlx::query(statement).execute(self.pool()).await.expect("the statement is right").rows_affected()
+        let run = sqlx::query(statement).execute(self.database.operator()).await;
+        run.expect("the statement is right, and an operator's").rows_affected()
     }
 
-    /// The one value of a query.
+    /// Changes what no operator may, to set a test's scene.
+    pub async fn sets_up(&self, statement: &'static str) {
+        sqlx::raw_sql(statement).execute(self.pool()).await.expect("the statement is right");
+    }
+
+    /// The one value of a query, which an operator may make.
     pub async fn value<T>(&self, query: &'static str) -> T
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
     {
-        sqlx::query_scalar(query).fetch_one(self.pool()).await.expect("the query is right")
+        sqlx::query_scalar(query)
+            .fetch_one(self.database.operator())
+            .await
+            .expect("the query is right, and an operator's")
     }
 
     /// All actions as `kind status outcome`, in the order they were planned.

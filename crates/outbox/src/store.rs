@@ -61,18 +61,9 @@ pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Resul
 }
 
 /// Those whose number is taken by an alert that says something else.
-///
-/// A repeat may differ where Paddle makes it differ: Billing gives each delivery to each destination its own
-/// `notification_id`; Classic puts the customer's private links into the alerts of the primary endpoint only.
 async fn with_other_content(connection: &mut PgConnection, alerts: &[&NewAlert]) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
-        r#"
-        select new.id as "id!"
-        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as new (id, source, alert_id, payload)
-        join outbox held using (source, alert_id)
-        where held.payload - '{notification_id,cancel_url,update_url}'::text[]
-           <> new.payload::jsonb - '{notification_id,cancel_url,update_url}'::text[]
-        "#,
+        r#"select alerts_with_other_content($1, $2, $3, $4) as "id!""#,
         &alerts.iter().map(|row| row.id).collect::<Vec<_>>(),
         &alerts.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|row| row.alert_id.as_str()).collect::<Vec<_>>() as _,

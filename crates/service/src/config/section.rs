@@ -73,8 +73,15 @@ impl<'p> Section<'p> {
         sections
     }
 
+    /// Every key that there is is asked for here.
+    fn take(&mut self, key: &str) -> Option<Value> {
+        #[cfg(test)]
+        super::tests::ASKED.with_borrow_mut(|asked| asked.insert(self.path(key)));
+        self.table.remove(key)
+    }
+
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
-        match self.table.remove(key)? {
+        match self.take(key)? {
             Value::String(text) => Some(text),
             // An id written without quotes is clear enough.
             Value::Integer(number) => Some(number.to_string()),
@@ -87,7 +94,7 @@ impl<'p> Section<'p> {
 
     /// A list of texts; a single text is split at commas, which is how the environment writes a list.
     pub(super) fn strings(&mut self, key: &str) -> Option<Vec<String>> {
-        let values = match self.table.remove(key)? {
+        let values = match self.take(key)? {
             Value::Array(values) => values,
             Value::String(text) => {
                 return Some(
@@ -111,7 +118,7 @@ impl<'p> Section<'p> {
     }
 
     pub(super) fn boolean(&mut self, key: &str, default: bool) -> bool {
-        match self.table.remove(key) {
+        match self.take(key) {
             None => default,
             Some(Value::Boolean(value)) => value,
             Some(Value::String(text)) if text == "true" => true,
@@ -124,7 +131,7 @@ impl<'p> Section<'p> {
     }
 
     pub(super) fn integer(&mut self, key: &str, least: i64, most: i64) -> Option<u64> {
-        let number = match self.table.remove(key)? {
+        let number = match self.take(key)? {
             Value::Integer(number) => Some(number),
             Value::String(text) => text.parse().ok(),
             _ => None,
@@ -143,7 +150,7 @@ impl<'p> Section<'p> {
         /// Longer than anything sensible, and short enough to add to any time there is.
         const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         let default = humantime::parse_duration(default).expect("the default is a duration");
-        let parsed = match self.table.remove(key) {
+        let parsed = match self.take(key) {
             None => return default,
             Some(Value::String(text)) => humantime::parse_duration(&text).ok(),
             Some(_) => None,

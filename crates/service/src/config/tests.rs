@@ -258,20 +258,31 @@ fn the_example_loads_and_so_does_every_choice_in_it() {
     }
 }
 
+thread_local! {
+    /// The keys that the programs have asked for.
+    pub(super) static ASKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// What is required, if there are these sections at all.
+const ACCOUNTS: [(&str, &str); 7] = [
+    ("OARLOCK_JIRA__BASE_URL", "https://acme.example"),
+    ("OARLOCK_JIRA__USER", "bot"),
+    ("OARLOCK_JIRA__TOKEN", "secret"),
+    ("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"support"}]"#),
+    ("OARLOCK_SLACK__TOKEN", "secret"),
+    ("OARLOCK_SLACK__TEAM_ID", "T1"),
+    ("OARLOCK_SLACK__CHANNEL_IDS", "C1"),
+];
+
+/// Every key there is, and, with their own names, those of the files that secrets may be in.
+fn every_key() -> (BTreeSet<String>, BTreeSet<String>) {
+    worker("", &ACCOUNTS).unwrap();
+    let asked = ASKED.with_borrow(|asked| asked.iter().map(|key| key.replace("[0]", "")).collect::<BTreeSet<_>>());
+    asked.into_iter().partition(|key| !key.ends_with("_file") && !key.ends_with("_files"))
+}
+
 #[test]
 fn the_example_has_every_key_and_no_other() {
-    // The list is the promise that the documentation makes; a secret may stand for itself or be in a file.
-    let promised = "
-        database.url database.migrate database.max_connections
-        receiver.listen receiver.path receiver.admin_listen receiver.max_body_bytes receiver.ack_timeout
-        paddle.classic.public_keys
-        paddle.billing.webhook_secrets paddle.billing.tolerance paddle.billing.api_url paddle.billing.api_key
-        worker.admin_listen worker.concurrency worker.poll_interval worker.lease worker.request_timeout
-        worker.shutdown_grace worker.max_attempts worker.retry_base worker.retry_cap worker.retention
-        jira.edition jira.base_url jira.user jira.token jira.service_desk_id jira.invite_path
-        jira.revoke_on_full_refund jira.access.plans jira.access.group jira.access.organization
-        slack.mode slack.base_url slack.token slack.team_id slack.channel_ids
-    ";
     let example = Example::open("example-keys");
     let mut table = example.table();
     let mut shown = Vec::new();
@@ -288,13 +299,49 @@ fn the_example_has_every_key_and_no_other() {
             None => key.strip_suffix("_file").unwrap_or(&key).to_owned(),
         })
         .collect();
-    let promised: BTreeSet<String> = promised.split_whitespace().map(str::to_owned).collect();
-    assert_eq!(shown, promised);
+    assert_eq!(shown, every_key().0);
 
     // Taken all together the choices contradict each other, but each key is one that the programs know.
     let problems = WorkerConfig::from_table(table, |_| Ok(())).map_or_else(|problems| problems.0, |_| Vec::new());
     let unknown: Vec<_> = problems.iter().filter(|problem| problem.contains("is not a key")).collect();
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// docs/configuration.md: the rows of its tables as key, variable, default and description.
+fn reference() -> Vec<[String; 4]> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let rows = text.lines().filter(|line| line.starts_with("| `")).filter_map(|line| cells(line).try_into().ok());
+    rows.map(|[key, variable, default, description]: [String; 4]| {
+        let bare = |cell: &str| cell.trim_matches('`').to_owned();
+        [bare(&key), bare(&variable), bare(&default), description]
+    })
+    .collect()
+}
+
+#[test]
+fn the_reference_is_right() {
+    let rows = reference();
+    let (keys, files) = every_key();
+    assert_eq!(rows.iter().map(|[key, ..]| key.clone()).collect::<BTreeSet<_>>(), keys);
+    let with = |variable: &str, value: &str| {
+        let mut environment = ACCOUNTS.to_vec();
+        environment.push((variable, value));
+        let (receiver, worker) = (receiver("", &environment).unwrap(), worker("", &environment).unwrap());
+        format!("{} {receiver:?} {worker:?}", receiver.database.url.expose_secret())
+    };
+    for [key, variable, default, description] in &rows {
+        // Rows of a list have one variable together.
+        let whole = if key.starts_with("jira.access.") { "jira.access" } else { key };
+        assert_eq!(*variable, format!("OARLOCK_{}", whole.replace('.', "__").to_uppercase()));
+        if !default.is_empty() {
+            assert_eq!(with(variable, default), with("RUST_LOG", "info"), "the default of {key}");
+        }
+        for file in [format!("{key}_file"), format!("{}_files", key.trim_end_matches('s'))] {
+            assert_eq!(description.contains(&format!("`{file}`")), files.contains(&file), "{file}");
+        }
+    }
 }
 
 #[test]

@@ -227,3 +227,20 @@ fn every_documented_alert_has_the_promised_route() {
         assert_eq!(default_route(*name), expected, "{name}");
     }
 }
+
+/// docs/configuration.md has the default routes.
+#[test]
+fn the_routes_are_as_documented() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let mut documented: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in text.split("\n## [routes]\n").nth(1).unwrap().lines().filter(|line| line.starts_with("| `")) {
+        let [_, alerts, kinds, _] = row.split('|').collect::<Vec<_>>()[..] else { panic!("{row}") };
+        documented.extend(words(alerts).into_iter().map(|alert| (alert, words(kinds))));
+    }
+    let in_words =
+        |name: &AlertName| default_route(*name).iter().map(|kind| kind.as_str().to_owned()).collect::<Vec<_>>();
+    let real = AlertName::ALL.iter().map(|name| (name.as_str().to_owned(), in_words(name)));
+    assert_eq!(documented, real.filter(|(_, kinds)| !kinds.is_empty()).collect());
+}
