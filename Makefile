@@ -1,7 +1,7 @@
 # Three words: `make demo` shows it, `make test` proves it, `make check` keeps it tidy.
 #
-# Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, and the tools
-# of `make check` by cargo.
+# Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, a Prometheus
+# (tests/with-prometheus), and the tools of `make check` by cargo.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,17 +22,19 @@ demo: ## the main job on real input; KEEP=1 leaves it running
 test: ## every test, against a real Postgres
 	cargo build --locked --workspace --all-targets
 ifeq ($(NEXTEST),yes)
-	tests/with-postgres cargo nextest run --locked --workspace
+	tests/with-prometheus tests/with-postgres cargo nextest run --locked --workspace
 else
-	tests/with-postgres cargo test --locked --workspace --lib --bins --tests
+	tests/with-prometheus tests/with-postgres cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc --quiet
 
-check: tools ## format, lints, docs, SQL, licences, unused dependencies
+check: tools ## format, lints, docs, SQL, alert rules, licences, unused dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	tests/with-postgres tests/check-sql
+	tests/with-prometheus promtool check config deploy/prometheus/prometheus.yml
+	tests/with-prometheus promtool test rules deploy/prometheus/alerts.test.yml
 	cargo deny --locked --config .cargo/deny.toml check --hide-inclusion-graph -A duplicate licenses bans sources
 	cargo machete --skip-target-dir
 
