@@ -1,7 +1,7 @@
 # Four words: `make demo` shows it, `make test` proves it, `make bench` measures it, `make check` keeps it tidy.
 #
 # Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, which the bench
-# ignores, and the tools of `make check` by cargo.
+# ignores, a Prometheus (tests/with-prometheus), and the tools of `make check` by cargo.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,9 +22,9 @@ demo: ## the main job on real input; KEEP=1 leaves it running
 test: ## every test, against a real Postgres
 	cargo build --locked --workspace --all-targets
 ifeq ($(NEXTEST),yes)
-	tests/with-postgres cargo nextest run --locked --workspace
+	tests/with-prometheus tests/with-postgres cargo nextest run --locked --workspace
 else
-	tests/with-postgres cargo test --locked --workspace --lib --bins --tests
+	tests/with-prometheus tests/with-postgres cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc --quiet
 
@@ -33,11 +33,13 @@ bench: ## what it achieves beside what Postgres does at best; ONLY=ingest,drain 
 	DATABASE_URL= WITH_POSTGRES_FSYNC=on tests/with-postgres $(TARGET)/release/oarlock-sandbox bench --json $(TARGET)/bench.json \
 		$(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-check: tools ## format, lints, docs, SQL, licences, unused dependencies
+check: tools ## format, lints, docs, SQL, alert rules, licences, unused dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	tests/with-postgres tests/check-sql
+	tests/with-prometheus promtool check config deploy/prometheus/prometheus.yml
+	tests/with-prometheus promtool test rules deploy/prometheus/alerts.test.yml
 	cargo deny --locked --config .cargo/deny.toml check --hide-inclusion-graph -A duplicate licenses bans sources
 	cargo machete --skip-target-dir
 

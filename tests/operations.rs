@@ -381,6 +381,31 @@ async fn migrate_applies_what_is_pending_and_says_so() {
     assert_eq!(worker.stops().await.code, Some(0));
 }
 
+/// What a container's health check runs, in an image that holds nothing else.
+#[tokio::test]
+async fn health_is_what_the_running_program_says_of_itself() {
+    let mut oarlock = Oarlock::start().await;
+    let running = [
+        ("oarlock-receiver", "OARLOCK_RECEIVER__ADMIN_LISTEN", oarlock.receiver().admin_address()),
+        ("oarlock-worker", "OARLOCK_WORKER__ADMIN_LISTEN", oarlock.worker().admin_address()),
+    ];
+    for (_, variable, address) in &running {
+        oarlock.set(variable, address);
+    }
+    for (program, ..) in &running {
+        let well = run(&oarlock, program, &["health"]).await;
+        assert_eq!((well.code, well.output.as_str()), (Some(0), ""));
+    }
+    oarlock.sql("delete from _sqlx_migrations").await;
+    for (program, ..) in &running {
+        let ill = run(&oarlock, program, &["health"]).await;
+        assert_eq!((ill.code, ill.output), (Some(1), format!("{program}: the database is not migrated")));
+    }
+    oarlock.receivers.remove(0).stops().await;
+    let gone = run(&oarlock, "oarlock-receiver", &["health"]).await;
+    assert!(gone.code == Some(1) && gone.output.contains("refused"), "{}", gone.output);
+}
+
 #[tokio::test]
 async fn doctor_tells_what_is_wrong() {
     for edition in [Edition::Cloud, Edition::DataCenter] {

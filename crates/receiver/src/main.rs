@@ -1,21 +1,32 @@
-//! `oarlock-receiver [--config FILE]`: serves the webhook until SIGTERM or SIGINT.
+//! `oarlock-receiver [run|health] [--config FILE]`: serves the webhook until SIGTERM or SIGINT.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use oarlock_receiver::run::Receiver;
 use oarlock_receiver::signature::Verifier;
 use oarlock_service::config::ReceiverConfig;
-use oarlock_service::{logs, refuse, signals};
+use oarlock_service::{admin, logs, refuse, signals};
 
 /// Verifies Paddle's alerts, stores them in the outbox, answers 200.
 #[derive(Debug, Parser)]
 #[command(name = "oarlock-receiver", version)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// The configuration; else OARLOCK_CONFIG, else oarlock.toml if it is there. The environment beats the file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Serve the webhook until SIGTERM or SIGINT (what is done without a command).
+    Run,
+    /// Ask the receiver that runs here whether it can do its work: exit code 0 or 1.
+    Health,
 }
 
 // One thread for the commits and the admin listener; the webhook's own threads are started by its server.
@@ -26,16 +37,24 @@ async fn main() -> ExitCode {
         Ok((config, verifier)) => Receiver { config, verifier },
         Err(problems) => return refuse(&problems),
     };
-    logs::start();
-    let stopped = match signals::shutdown() {
-        Ok(shutdown) => receiver.run(shutdown).await,
-        Err(error) => Err(error.into()),
-    };
-    match stopped {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the receiver ends");
-            ExitCode::FAILURE
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => {
+            logs::start();
+            let stopped = match signals::shutdown() {
+                Ok(shutdown) => receiver.run(shutdown).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = stopped {
+                tracing::error!(error = format!("{error:#}"), "the receiver ends");
+                return ExitCode::FAILURE;
+            }
+        }
+        Command::Health => {
+            if let Err(error) = admin::ask(&receiver.config.admin_listen).await {
+                eprintln!("oarlock-receiver: {error}");
+                return ExitCode::FAILURE;
+            }
         }
     }
+    ExitCode::SUCCESS
 }

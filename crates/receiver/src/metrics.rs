@@ -59,10 +59,17 @@ impl Metrics {
             &["source", "alert_name", "result"],
         )
         .expect("valid names");
-        // A rate over a counter that appears with its first event misses that event: let them all be there.
+        // A rate over a counter that appears with its first event misses that event: let them all be there. What is not
+        // verified has no name, and the names of Billing are those with a dot.
         for source in Source::ALL {
             for outcome in Outcome::ALL {
                 alerts.with_label_values(&[source.as_str(), "other", outcome.as_str()]);
+            }
+        }
+        for name in AlertName::ALL.iter().map(|name| name.as_str()) {
+            let source = if name.contains('.') { Source::Billing } else { Source::Classic };
+            for outcome in [Outcome::Stored, Outcome::Repeated, Outcome::Mismatch, Outcome::Unavailable] {
+                alerts.with_label_values(&[source.as_str(), name, outcome.as_str()]);
             }
         }
         let buckets = vec![0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0];

@@ -51,12 +51,14 @@ struct Serve {
     /// Append every exchange with Jira and Slack to this file, as JSON lines.
     #[arg(long, env = "OARLOCK_SANDBOX_TRANSCRIPT")]
     transcript: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyFile,
 }
 
 #[derive(Debug, Clone, Args)]
 struct KeyFile {
     /// The private key, PKCS#8 in DER; made if it is not there. By default one that all sandboxes of this user share.
-    #[arg(long)]
+    #[arg(long, env = "OARLOCK_SANDBOX_KEY_FILE")]
     key_file: Option<PathBuf>,
 }
 
@@ -106,7 +108,7 @@ async fn run(command: Subcommands) -> anyhow::Result<()> {
 async fn serve(serve: Serve) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let sandbox = Sandbox::start(Options { listen: Some(serve.listen), transcript: serve.transcript }).await?;
-    let key = ClassicSigner::cached().context("failed to make the key for Classic alerts")?;
+    let key = serve.key.signer().context("failed to make the key for Classic alerts")?;
     println!(
         "\
 [jira]                          # Cloud

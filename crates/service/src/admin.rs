@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use oarlock_outbox::schema;
 use prometheus::{Encoder, IntGaugeVec, Opts, Registry, TextEncoder};
 use sqlx::PgPool;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// A probe must not wait longer than the one who asks.
@@ -34,6 +36,27 @@ pub fn registry(version: &str) -> Registry {
     info.with_label_values(&[version]).set(1);
     registry.register(Box::new(info)).expect("registered once");
     registry
+}
+
+/// Asks the program that runs on this machine and listens on `admin_listen` whether it can do its work: for health checks in
+/// containers, which hold nothing to ask with but the program itself.
+///
+/// # Errors
+/// When it cannot, with the reason, or when nobody answers.
+pub async fn ask(admin_listen: &str) -> io::Result<()> {
+    let asking = async {
+        // Listening on 0.0.0.0 is listening on everything; connecting to it is connecting to this machine.
+        let mut stream = TcpStream::connect(admin_listen).await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        match answer.split_once("\r\n\r\n") {
+            Some((head, _)) if head.starts_with("HTTP/1.1 200 ") => Ok(()),
+            Some((_, why)) => Err(io::Error::other(why.trim())),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    };
+    tokio::time::timeout(READY_TIMEOUT * 2, asking).await.map_err(io::Error::from)?
 }
 
 /// Serves until the token is cancelled. `refresh` runs before each answer of `/metrics`, for gauges that are read

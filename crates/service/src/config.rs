@@ -156,6 +156,20 @@ impl fmt::Display for Problems {
     }
 }
 
+impl Database {
+    /// Reads the configuration of what needs the database and nothing else; no other secret's file is opened.
+    ///
+    /// # Errors
+    /// Every problem found in the file and in the environment.
+    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        Self::from_table(environment::read(file)?)
+    }
+
+    fn from_table(table: Table) -> Result<Self, Problems> {
+        Ok(Everything::check(table, Program::Migration, |all| all.receiver.database, |_| Ok(()))?.0)
+    }
+}
+
 impl ReceiverConfig {
     /// Reads the configuration of the receiver, and makes of it what the program needs.
     ///
@@ -238,6 +252,7 @@ impl Everything {
 enum Program {
     Receiver,
     Worker,
+    Migration,
 }
 
 fn database(section: &mut Section<'_>) -> Database {

@@ -1,12 +1,12 @@
-//! `oarlock-worker [run|migrate|doctor] [--config FILE]`.
+//! `oarlock-worker [run|migrate|doctor|health] [--config FILE]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use oarlock_outbox::schema;
-use oarlock_service::config::WorkerConfig;
-use oarlock_service::{database, logs, refuse, signals};
+use oarlock_service::config::{Database, Problems, WorkerConfig};
+use oarlock_service::{admin, database, logs, refuse, signals};
 use oarlock_worker::act::Vendors;
 use oarlock_worker::{doctor, run};
 
@@ -30,35 +30,45 @@ enum Command {
     Migrate,
     /// Check configuration, database, Jira, Slack and Paddle with read-only calls: a line each.
     Doctor,
+    /// Ask the worker that runs here whether it can do its work: exit code 0 or 1.
+    Health,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (config, vendors) = match WorkerConfig::load(arguments.config.as_deref(), Vendors::new) {
-        Ok(loaded) => loaded,
-        Err(problems) => return refuse(&problems),
-    };
-    let result = match arguments.command.unwrap_or(Command::Run) {
+    let command = arguments.command.unwrap_or(Command::Run);
+    perform(command, arguments.config.as_deref()).await.unwrap_or_else(|problems| refuse(&problems))
+}
+
+async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Problems> {
+    let load = || WorkerConfig::load(file, Vendors::new);
+    let result = match command {
         Command::Run => {
+            let (config, vendors) = load()?;
             logs::start();
             work(config, vendors).await
         }
-        Command::Migrate => {
-            let pool = database::pool(&config.database, "oarlock-worker migrate");
-            schema::migrate(&pool).await.map(|()| println!("the database is migrated")).map_err(Into::into)
-        }
+        Command::Migrate => migrate(&Database::load(file)?).await,
         Command::Doctor => {
-            return if doctor::run(&config, &vendors).await { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            let (config, vendors) = load()?;
+            return Ok(if doctor::run(&config, &vendors).await { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Health => admin::ask(&load()?.0.worker.admin_listen).await.map_err(Into::into),
     };
-    match result {
+    Ok(match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oarlock-worker: {error:#}");
             ExitCode::FAILURE
         }
-    }
+    })
+}
+
+async fn migrate(database: &Database) -> anyhow::Result<()> {
+    schema::migrate(&database::pool(database, "oarlock-worker migrate")).await?;
+    println!("the database is migrated");
+    Ok(())
 }
 
 async fn work(config: WorkerConfig, vendors: Vendors) -> anyhow::Result<()> {

@@ -1,18 +1,20 @@
 //! What the worker counts, and what it reads from the database when it is asked.
+//!
+//! What cannot be read is not shown: an old number would look like a good one, and a missing one can be alerted on.
 
 use std::time::{Duration, Instant};
 
 use oarlock_outbox::gauges::{self, Gauges};
 use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{Destination, Kind};
-use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use sqlx::PgPool;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// Counts are read again when they are older than this: several may scrape.
 const FRESH: Duration = Duration::from_secs(1);
-/// A scrape does not wait longer for the database; it gets the counts of the last one.
+/// A scrape does not wait longer for the database.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 const RESULTS: [&str; 5] = ["done", "retry", "handed_back", "dead", "lost"];
@@ -25,8 +27,9 @@ pub struct Metrics {
     actions: IntGaugeVec,
     oldest_due: GaugeVec,
     paused: IntGaugeVec,
-    drift: IntGauge,
-    drift_oldest: Gauge,
+    // Without labels; vectors because only those can be emptied.
+    drift: IntGaugeVec,
+    drift_oldest: GaugeVec,
     read_at: Mutex<Option<Instant>>,
     /// When the drift may be read again.
     drift_due: Mutex<Option<Instant>>,
@@ -69,11 +72,14 @@ impl Metrics {
                 &["destination"],
             )
             .expect("valid names"),
-            drift: IntGauge::new("oarlock_access_drift", "Customers whose access differs from what they pay for.")
-                .expect("a valid name"),
-            drift_oldest: Gauge::new(
-                "oarlock_access_drift_oldest_seconds",
-                "How long the oldest such difference has lasted.",
+            drift: IntGaugeVec::new(
+                opts("oarlock_access_drift", "Customers whose access differs from what they pay for."),
+                &[],
+            )
+            .expect("a valid name"),
+            drift_oldest: GaugeVec::new(
+                opts("oarlock_access_drift_oldest_seconds", "How long the oldest such difference has lasted."),
+                &[],
             )
             .expect("a valid name"),
             read_at: Mutex::new(None),
@@ -139,13 +145,14 @@ impl Metrics {
             let mut connection = pool.acquire().await?;
             gauges::read(&mut connection).await
         };
-        match timeout(READ_TIMEOUT, read).await {
-            Ok(Ok(gauges)) => {
-                self.set(&gauges);
-                *read_at = Some(Instant::now());
-            }
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read the counts"),
-            Err(_) => tracing::warn!("the database is too slow to read the counts"),
+        if let Some(gauges) = in_time("the counts", read).await {
+            self.set(&gauges);
+            *read_at = Some(Instant::now());
+        } else {
+            self.outbox_alerts.reset();
+            self.actions.reset();
+            self.oldest_due.reset();
+            self.paused.reset();
         }
     }
 
@@ -160,13 +167,12 @@ impl Metrics {
             let mut connection = pool.acquire().await?;
             gauges::read_drift(&mut connection).await
         };
-        match timeout(READ_TIMEOUT, read).await {
-            Ok(Ok(drift)) => {
-                self.drift.set(drift.customers);
-                self.drift_oldest.set(drift.oldest_seconds);
-            }
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read the drift"),
-            Err(_) => tracing::warn!("the database is too slow to compare everybody's access with what they pay for"),
+        if let Some(drift) = in_time("who differs from what they pay for", read).await {
+            self.drift.with_label_values::<&str>(&[]).set(drift.customers);
+            self.drift_oldest.with_label_values::<&str>(&[]).set(drift.oldest_seconds);
+        } else {
+            self.drift.reset();
+            self.drift_oldest.reset();
         }
         *due = Some(Instant::now() + FRESH.max(started.elapsed() * 20));
     }
@@ -188,4 +194,14 @@ impl Metrics {
             self.paused.with_label_values(&[&state.name]).set(i64::from(state.paused));
         }
     }
+}
+
+/// What the database says; nothing, and a line in the log, if it fails or takes too long.
+async fn in_time<T>(what: &str, read: impl Future<Output = Result<T, sqlx::Error>>) -> Option<T> {
+    match timeout(READ_TIMEOUT, read).await {
+        Ok(Ok(read)) => return Some(read),
+        Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read {what}"),
+        Err(_) => tracing::warn!("the database is too slow to read {what}"),
+    }
+    None
 }

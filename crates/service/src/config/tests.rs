@@ -142,6 +142,7 @@ fn a_program_opens_no_secret_of_the_other() {
     assert!(receiver(file, &[]).is_ok());
     let problems = worker(file, &[]).unwrap_err();
     assert!(problems[0].starts_with("jira.token_file names /nowhere, which cannot be read"), "{problems:?}");
+    Database::from_table(table(file, &[])).unwrap();
 }
 
 #[test]
