@@ -328,7 +328,9 @@ async fn a_new_alert_does_not_die_with_an_old_one() {
     oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
     oarlock.until("it rests", "select count(*) = 0 from outbox_action where status = 'running'").await;
     oarlock
-        .sql("update outbox_action set attempts = 19, run_at = now() - interval '1 hour' where destination = 'slack'")
+        .sets_up(
+            "update outbox_action set attempts = 19, run_at = now() - interval '1 hour' where destination = 'slack'",
+        )
         .await;
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock
@@ -373,7 +375,7 @@ async fn a_replayed_removal_keeps_its_time() {
         .paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ends_at(Utc::now() + Span::days(9)))
         .await;
     oarlock.settles().await;
-    oarlock.sql("update outbox_action set status = 'discarded', finished_at = now() where status = 'pending' and run_at > now()").await;
+    oarlock.sets_up("update outbox_action set status = 'discarded', finished_at = now() where status = 'pending' and run_at > now()").await;
     assert_eq!(oarlock.sql("update outbox_action set status = 'pending' where status = 'discarded'").await, 1);
     oarlock.settles().await;
     assert!(oarlock.jira().group("commercial-support").has(ANN));

@@ -396,7 +396,7 @@ async fn health_is_what_the_running_program_says_of_itself() {
         let well = run(&oarlock, program, &["health"]).await;
         assert_eq!((well.code, well.output.as_str()), (Some(0), ""));
     }
-    oarlock.sql("delete from _sqlx_migrations").await;
+    oarlock.sets_up("delete from _sqlx_migrations").await;
     for (program, ..) in &running {
         let ill = run(&oarlock, program, &["health"]).await;
         assert_eq!((ill.code, ill.output), (Some(1), format!("{program}: the database is not migrated")));
