@@ -16,15 +16,15 @@ struct Role {
 
 impl Role {
     async fn connect(oarlock: &Oarlock, name: &'static str) -> Self {
-        let connection = PgConnection::connect(&oarlock.database.url_as(name)).await.unwrap();
+        let connection = PgConnection::connect(&oarlock.database.url_as(name)).await.expect("the role may connect");
         Self { name, connection }
     }
 
     /// Whether it may: the statement is run, and undone.
     async fn may(&mut self, statement: &str) -> bool {
-        let mut transaction = self.connection.begin().await.unwrap();
+        let mut transaction = self.connection.begin().await.expect("the database is there");
         let run = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *transaction).await;
-        transaction.rollback().await.unwrap();
+        transaction.rollback().await.expect("the database is there");
         let code = run.err().and_then(|error| Some(error.as_database_error()?.code()?.into_owned()));
         match code.as_deref() {
             Some("42501") => false,
@@ -44,7 +44,7 @@ async fn rights(oarlock: &Oarlock, name: &'static str) -> Vec<String> {
     )
     .fetch_all(oarlock.pool())
     .await
-    .unwrap();
+    .expect("the query is right");
     assert!(relations.len() > 12);
     let mut role = Role::connect(oarlock, name).await;
     let mut rights = Vec::new();

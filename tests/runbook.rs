@@ -242,7 +242,7 @@ async fn forget_this_customer(section: &mut Section) {
     for count in [alerts, actions, access] {
         assert_eq!(count.column("count"), ["0"]);
     }
-    assert_eq!(traces(&oarlock, ANN).await, [String::new(); 0]);
+    assert_eq!(traces(&oarlock, ANN).await, NOWHERE);
     // What stays: the history, and that a repeat is one.
     let after: String = oarlock.value(history).await;
     assert!(after.starts_with(&before), "{before}\n{after}");
@@ -351,21 +351,26 @@ async fn paddle_is_refused(section: &mut Section) {
     let reason = "the signature is not by any of the configured keys";
     assert!(runbook().contains(&format!("| {reason} |")));
     oarlock.receiver().says("why", |line| line["reason"].as_str().is_some_and(|said| said.starts_with(reason))).await;
-    let unsigned = reqwest::Client::new().post(oarlock.webhook()).form(&[("x", "1")]).send().await.unwrap();
+    let unsigned =
+        reqwest::Client::new().post(oarlock.webhook()).form(&[("x", "1")]).send().await.expect("the receiver answers");
     assert_eq!(unsigned.status(), 403);
 
-    let mut forgotten = oarlock.pool().begin().await.unwrap();
-    sqlx::query("lock table outbox in access exclusive mode").execute(&mut *forgotten).await.unwrap();
+    let mut forgotten = oarlock.pool().begin().await.expect("the database is there");
+    sqlx::query("lock table outbox in access exclusive mode")
+        .execute(&mut *forgotten)
+        .await
+        .expect("the database is there");
     let alert = Classic::payment_succeeded(ANN).at(Utc::now() - Span::hours(2));
     assert_eq!(oarlock.posts(&alert.signed_by(&oarlock.signer)).await.status, 503);
 
     let [server, waiting] = section.run(&oarlock).await;
     assert_eq!((server.column("standby"), server.column("read_only")), (vec!["f"], vec!["off"]));
     assert_eq!(waiting.column("application_name"), ["oarlock-receiver"]);
-    let holder: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *forgotten).await.unwrap();
+    let holder: i32 =
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *forgotten).await.expect("the database is there");
     assert_eq!(waiting.column("waits_for"), [holder.to_string()]);
 
-    forgotten.rollback().await.unwrap();
+    forgotten.rollback().await.expect("the database is there");
     oarlock.paddle_sends(&alert).await;
     oarlock.paddle_sends(&Classic::payment_succeeded(BOB)).await;
     let [late] = section.run(&oarlock).await;
@@ -433,8 +438,8 @@ async fn who_still_pays_or_is_not_known_is_not_forgotten() {
         "{}",
         oarlock.outbox().await
     );
-    assert_eq!(traces(&oarlock, ANN).await, [String::new(); 0]);
-    assert_eq!(traces(&oarlock, "ctm_1").await, [String::new(); 0]);
+    assert_eq!(traces(&oarlock, ANN).await, NOWHERE);
+    assert_eq!(traces(&oarlock, "ctm_1").await, NOWHERE);
     // Not even a look-up brings them back.
     let calls = oarlock.sandbox.calls().len();
     oarlock.sql("select replay(id) from outbox").await;
@@ -456,6 +461,8 @@ async fn who_is_being_served_is_not_forgotten() {
     assert_eq!(oarlock.value::<String>(forget).await, "forgotten: 1 alerts, 1 actions");
 }
 
+const NOWHERE: [&str; 0] = [];
+
 /// Tables that hold this text anywhere, also in bytes.
 async fn traces(oarlock: &Oarlock, text: &str) -> Vec<String> {
     let tables: Vec<String> = sqlx::query_scalar(
@@ -463,7 +470,7 @@ async fn traces(oarlock: &Oarlock, text: &str) -> Vec<String> {
     )
     .fetch_all(oarlock.pool())
     .await
-    .unwrap();
+    .expect("the query is right");
     assert!(tables.len() > 10);
     let mut found = Vec::new();
     for table in tables {
@@ -471,7 +478,13 @@ async fn traces(oarlock: &Oarlock, text: &str) -> Vec<String> {
             "select exists (select from {table} t where t::text like '%' || $1 || '%' or t::text like '%' || $2 || '%')"
         );
         let hex: String = text.replace('@', "%40").bytes().map(|byte| format!("{byte:02x}")).collect();
-        if sqlx::query_scalar(AssertSqlSafe(query)).bind(text).bind(hex).fetch_one(oarlock.pool()).await.unwrap() {
+        if sqlx::query_scalar(AssertSqlSafe(query))
+            .bind(text)
+            .bind(hex)
+            .fetch_one(oarlock.pool())
+            .await
+            .expect("the query is right")
+        {
             found.push(table);
         }
     }
@@ -503,7 +516,7 @@ impl Section {
     /// Executes the same block once more.
     async fn again<const STATEMENTS: usize>(&self, oarlock: &Oarlock) -> [Shown; STATEMENTS] {
         let role = self.last.lines().next().and_then(|line| line.strip_prefix("-- as ")).unwrap_or("oarlock_operator");
-        let mut connection = PgConnection::connect(&oarlock.database.url_as(role)).await.unwrap();
+        let mut connection = PgConnection::connect(&oarlock.database.url_as(role)).await.expect("the role may connect");
         let mut shown = Vec::new();
         for statement in self.last.split_terminator(';').filter(|statement| !statement.trim().is_empty()) {
             let rows = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).fetch_all(&mut connection).await;
@@ -549,7 +562,8 @@ impl Shown {
 }
 
 fn runbook() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbook.md")).unwrap()
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbook.md"))
+        .expect("the runbook is there")
 }
 
 fn headings() -> Vec<String> {
