@@ -94,8 +94,10 @@ create index outbox_action_alert on outbox_action (outbox_id);
 create index outbox_action_due on outbox_action (destination, retry, run_at) where status in ('pending', 'running');
 -- Finding what one call can do for a customer; and at most one call at a time for each customer and destination, which is
 -- what keeps two evaluations of the same customer's access from overlapping.
-create index outbox_action_open on outbox_action (destination, subject, kind) where status in ('pending', 'running');
-create unique index outbox_action_one_running on outbox_action (destination, subject) where status = 'running';
+-- By the customer first: of all columns it alone always leads to a few rows, whatever plan Postgres keeps.
+create index outbox_action_open on outbox_action (subject, kind) where status in ('pending', 'running');
+create unique index outbox_action_one_running on outbox_action (subject, destination) where status = 'running';
+create index outbox_action_followers on outbox_action (leader_id) where status = 'pending' and leader_id is not null;
 create index outbox_action_dead on outbox_action (destination, finished_at) where status = 'dead';
 
 create table outbox_attempt (

@@ -83,12 +83,14 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
           where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and exists (select from gate)
-            and not exists (select from outbox_action r where r.destination = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id)
+            -- By the subject, row by row: a plan that was made while the table was small must not go by the destination, and so
+            -- through everything that waits for it.
+            and not exists (select from outbox_action r where r.destination || '' = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id offset 0)
           order by a.run_at limit $2 for update skip locked
         ), retry as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
           where a.destination = $1 and a.status in ('pending', 'running') and a.retry and a.run_at <= now() and exists (select from gate)
-            and not exists (select from outbox_action r where r.destination = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id)
+            and not exists (select from outbox_action r where r.destination || '' = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id offset 0)
           order by a.run_at limit $2 for update skip locked
         ), due as (
           select *, row_number() over (order by run_at, id) as place from first_attempt
@@ -122,7 +124,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           -- Row by row, whatever the planner believes of a table that has just filled up.
           select f.id, l.id as leader_id from claimed l cross join lateral (
             select f.id from outbox_action f
-            where f.destination = $1 and f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
+            where f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
               and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
             for update skip locked) f
         ), tied as (

@@ -307,7 +307,11 @@ pub(crate) async fn answer_look_ups(
             outcome = case status when 'running' then outcome else 'unchanged' end,
             last_error = case status when 'running' then last_error end,
             finished_at = case status when 'running' then finished_at else clock_timestamp() end
-        where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer'
+        where id in (
+          -- Apart, since each has an index of its own.
+          select id from outbox_action where subject = any($1::text[]) and kind = 'paddle_customer' and status in ('pending', 'running')
+          union all
+          select id from outbox_action where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer' and status = 'dead')
           and status in ('pending', 'running', 'dead')
         returning outbox_id, status
         "#,

@@ -92,7 +92,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
           union
           select f.outbox_id from outbox_action l cross join lateral (
             select f.outbox_id from outbox_action f
-            where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+            where f.leader_id = l.id and f.status = 'pending'
             offset 0) f
           where l.id = any($1))
         order by id for update
@@ -133,7 +133,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
               finished_at = case when r.status <> 'pending' then clock_timestamp() end,
               claim_token = null, claimed_by = null
           from result r, destination d
-          where a.id = r.id and a.claim_token = r.token and a.status = 'running' and d.name = a.destination
+          where a.id = r.id and a.claim_token = r.token and d.name = a.destination
           returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts,
                     r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
         ), follower as (
@@ -142,7 +142,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
           select f.id, l.id as leader_id, case when l.used_up and f.attempts + 1 < l.attempts then 'pending' else l.status end as status
           from recorded l cross join lateral (
             select f.id, f.attempts from outbox_action f
-            where f.destination = l.destination and f.subject = l.subject and f.kind = l.kind and f.leader_id = l.id and f.status = 'pending'
+            where f.leader_id = l.id and f.status = 'pending'
             offset 0) f
         ), followed as (
           update outbox_action f

@@ -6,7 +6,7 @@ use std::time::Duration;
 use oarlock_outbox::schema;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, Executor as _, PgPool};
+use sqlx::{Connection as _, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Database;
@@ -42,11 +42,6 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
         // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
         // not asked: that would double the round trips of a busy program.
         .test_before_acquire(false)
-        // The statements are few and written so that one plan fits all values: to plan them anew each time takes Postgres as
-        // long as to run them.
-        .after_connect(|connection, _| {
-            Box::pin(async move { connection.execute("set plan_cache_mode = force_generic_plan").await.map(drop) })
-        })
         .before_acquire(|connection, state| {
             Box::pin(async move {
                 if state.idle_for > UNASKED {
