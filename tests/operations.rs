@@ -297,6 +297,17 @@ async fn a_database_that_goes_away_is_waited_for() {
 }
 
 #[tokio::test]
+async fn connections_cut_a_moment_ago_cost_no_alert() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    // In use within this second: nothing tells the receiver that they are dead but the next statement.
+    oarlock.database.cuts_connections().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited("bob@example.com"));
+}
+
+#[tokio::test]
 async fn a_stopping_worker_lets_calls_finish() {
     let mut oarlock = Oarlock::start().await;
     oarlock.slack().fail(Fault::delay(Duration::from_millis(400)).times(1));

@@ -103,6 +103,11 @@ impl Database {
     /// Takes the database away: nobody can connect, and who is connected is cut off.
     pub async fn goes_away(&self) {
         self.administer("alter database {} allow_connections false").await;
+        self.cuts_connections().await;
+    }
+
+    /// Cuts off who is connected.
+    pub async fn cuts_connections(&self) {
         self.administer("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'").await;
     }
 

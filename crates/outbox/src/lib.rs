@@ -51,6 +51,18 @@ pub fn is_conflict(error: &sqlx::Error) -> bool {
     })
 }
 
+/// Whether it is the connection that failed, and the statement may find another one that works: it was cut, Postgres is
+/// restarting, or what it leads to has become a standby.
+pub fn is_connection_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03" | "25006")),
+        _ => false,
+    }
+}
+
 /// How long to leave the other one alone.
 pub const AFTER_A_CONFLICT: Duration = Duration::from_millis(5);
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored};
-use oarlock_outbox::{is_about_the_data, is_conflict};
+use oarlock_outbox::{is_about_the_data, is_conflict, is_connection_lost};
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -25,6 +25,8 @@ const ROOM_KB: usize = 16 * 1024;
 const BATCH: usize = 256;
 /// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections that are tried in turn: after a restart of Postgres the first ones may be dead.
+const TRIES: u32 = 4;
 
 /// The way into the outbox.
 #[derive(Debug)]
@@ -115,23 +117,34 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut connection = match pool.acquire().await {
-        Ok(connection) => connection,
-        Err(error) => {
-            fail(callers.into_iter().map(|(answer, _)| answer), &error);
-            return false;
+    let mut tries_left = TRIES;
+    let stored = loop {
+        let mut connection = match pool.acquire().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                fail(callers.into_iter().map(|(answer, _)| answer), &error);
+                return false;
+            }
+        };
+        tries_left -= 1;
+        match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
+            Ok(Ok(stored)) => break stored,
+            // Whether it was committed or not, what is inserted again is found stored.
+            Ok(Err(error)) if is_connection_lost(&error) && tries_left > 0 => drop(connection.detach()),
+            Ok(Err(error)) => {
+                fail(callers.into_iter().map(|(answer, _)| answer), &error);
+                return false;
+            }
+            Err(_) => {
+                // The statement may still be running over there: nothing more can be asked on this connection.
+                drop(connection.detach());
+                fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
+                return false;
+            }
         }
     };
-    let stored = match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
-        Ok(stored) => stored,
-        Err(_) => {
-            // The statement may still be running over there: nothing more can be asked on this connection.
-            drop(connection.detach());
-            fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
-            return false;
-        }
-    };
-    let mut any_new = false;
+    // After a second try the news may be what the first one has stored.
+    let mut any_new = tries_left < TRIES - 1;
     for ((answer, _), stored) in callers.into_iter().zip(stored) {
         any_new |= stored == Ok(Stored::New);
         // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
@@ -141,30 +154,30 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
 }
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.
-async fn insert(connection: &mut sqlx::PgConnection, alerts: &[NewAlert]) -> Vec<Result<Stored, Unavailable>> {
+async fn insert(
+    connection: &mut sqlx::PgConnection,
+    alerts: &[NewAlert],
+) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
     let mut result = store::insert(connection, alerts).await;
     if result.as_ref().is_err_and(is_conflict) {
         result = store::insert(connection, alerts).await;
     }
     match result {
-        Ok(stored) => stored.into_iter().map(Ok).collect(),
         Err(error) if is_about_the_data(&error) && alerts.len() > 1 => {
             let mut each = Vec::with_capacity(alerts.len());
             for alert in alerts {
                 each.push(match store::insert(connection, std::slice::from_ref(alert)).await {
                     Ok(stored) => Ok(stored[0]),
+                    Err(error) if is_connection_lost(&error) => return Err(error),
                     Err(error) => {
                         tracing::error!(alert_id = alert.alert_id, error = %code(&error), "the database refuses this alert");
                         Err(Unavailable::Database)
                     }
                 });
             }
-            each
+            Ok(each)
         }
-        Err(error) => {
-            tracing::error!(alerts = alerts.len(), error = %code(&error), "failed to store alerts");
-            alerts.iter().map(|_| Err(Unavailable::Database)).collect()
-        }
+        stored => Ok(stored?.into_iter().map(Ok).collect()),
     }
 }
 
@@ -174,7 +187,7 @@ fn fail(callers: impl Iterator<Item = oneshot::Sender<Result<Stored, Unavailable
         alerts += 1;
         let _ = answer.send(Err(Unavailable::Database));
     }
-    tracing::error!(alerts, error = %code(error), "failed to reach the database");
+    tracing::error!(alerts, error = %code(error), "failed to store alerts");
 }
 
 /// What went wrong, without the values that Postgres quotes in its messages.
