@@ -6,7 +6,7 @@ use std::time::Duration;
 use oarlock_outbox::schema;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgPool};
+use sqlx::{Connection as _, Executor as _, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Database;
@@ -32,6 +32,14 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> 
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn pool(database: &Database, program: &str) -> PgPool {
+    pool_with(database, program, None)
+}
+
+/// The same, with statements that are executed first on each connection.
+///
+/// # Panics
+/// If the URL was not checked by the configuration.
+pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>) -> PgPool {
     let mut options = parse_url(&database.url).expect("the configuration checks the URL");
     if options.get_application_name().is_none() {
         options = options.application_name(program);
@@ -48,6 +56,14 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
                     connection.ping().await?;
                 }
                 Ok(true)
+            })
+        })
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if let Some(first) = first {
+                    connection.execute(first).await?;
+                }
+                Ok(())
             })
         })
         .idle_timeout(Duration::from_secs(600))
