@@ -100,7 +100,7 @@ pub struct NewAction {
 ///
 /// # Errors
 /// When the database is away.
-pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Error> {
+pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Error> {
     // Whoever falls silent in the middle must not keep the others from planning. A plan need not wait for the disk: nobody is
     // called before a claim is committed, which comes after it in the log.
     let mut transaction = pool
@@ -116,7 +116,7 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
                clock_timestamp() as "now!"
         from outbox where to_plan order by id limit $1 for update skip locked
         "#,
-        limit
+        i64::try_from(limit).unwrap_or(i64::MAX)
     )
     .fetch_all(&mut *transaction)
     .await?;

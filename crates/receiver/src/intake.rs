@@ -1,7 +1,7 @@
 //! Verified alerts are committed, many at a time.
 //!
-//! Group commit: while one commit is under way the next batch gathers, so a lone alert waits for nothing and a burst shares
-//! the cost of reaching the disk. The queue is bounded, in alerts and in bytes; what does not fit is refused at once.
+//! Group commit: while commits are under way the next batch gathers, so a lone alert waits for nothing and a burst shares the
+//! cost of reaching the disk. A few committers take turns: with one alone, everybody waits while it waits for the disk. The queue is bounded, in alerts and in bytes; what does not fit is refused at once.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,14 +11,16 @@ use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored};
 use oarlock_outbox::{is_about_the_data, is_conflict, is_connection_lost};
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::signature::Verified;
 
 /// Alerts that may wait. At 1,000 commits a second of 256 alerts each this is a few milliseconds' worth.
 const QUEUE: usize = 1024;
+/// Commits that may be under way at once.
+const COMMITTERS: usize = 2;
 /// Kilobytes that may wait or be under way.
 const ROOM_KB: usize = 16 * 1024;
 /// Alerts in one statement.
@@ -54,18 +56,18 @@ struct Waiting {
 }
 
 impl Intake {
-    /// Starts the committer. It ends when the intake is dropped and what was queued is written.
-    pub fn start(pool: PgPool) -> (Self, JoinHandle<()>) {
+    /// Starts the committers. They end when the intake is dropped and what was queued is written.
+    pub fn start(pool: PgPool) -> (Self, JoinSet<()>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let intake = Self { queue, room: Arc::new(Semaphore::new(ROOM_KB)) };
         let (news, told) = watch::channel(());
-        let waking = tokio::spawn(wake_workers(pool.clone(), told));
-        let committing = async move {
-            commit_batches(&pool, waiting, &news).await;
-            drop(news);
-            let _ = waking.await;
-        };
-        (intake, tokio::spawn(committing))
+        let waiting = Arc::new(Mutex::new(waiting));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(wake_workers(pool.clone(), told));
+        for _ in 0..COMMITTERS {
+            tasks.spawn(commit_batches(pool.clone(), Arc::clone(&waiting), news.clone()));
+        }
+        (intake, tasks)
     }
 
     /// Stores an alert; the answer comes after the commit.
@@ -85,13 +87,14 @@ impl Intake {
     }
 }
 
-async fn commit_batches(pool: &PgPool, mut waiting: mpsc::Receiver<Waiting>, news: &watch::Sender<()>) {
+async fn commit_batches(pool: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>, news: watch::Sender<()>) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+    // Whoever has the queue waits for alerts and takes all there are; the others are at the database or wait for the queue.
+    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
         batch.retain(|waiting| !waiting.answer.is_closed());
         if !batch.is_empty() {
-            let any_new = commit(pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
+            let any_new = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
             if any_new {
                 news.send_replace(());
             }

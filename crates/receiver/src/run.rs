@@ -57,7 +57,7 @@ impl Receiver {
         let stopped = CancellationToken::new();
         let admin = tokio::spawn(admin::serve(admin_listener, pool.clone(), registry, || async {}, stopped.clone()));
 
-        let (intake, committer) = Intake::start(pool);
+        let (intake, mut committers) = Intake::start(pool);
         let state = web::Data::from(Arc::new(Webhook {
             verifier,
             intake,
@@ -92,9 +92,11 @@ impl Receiver {
         });
         server.await.context("the webhook's server failed")?;
         stopper.abort();
-        // The last sender of the queue goes with the state; the committer writes what is queued and ends.
+        // The last sender of the queue goes with the state; the committers write what is queued and end.
         drop(state);
-        committer.await.context("the committer failed")?;
+        while let Some(ended) = committers.join_next().await {
+            ended.context("a committer failed")?;
+        }
         stopped.cancel();
         admin.await.context("the admin listener failed")?;
         tracing::info!("the receiver has stopped");

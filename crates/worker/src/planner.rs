@@ -13,7 +13,7 @@ use crate::plan::{self, Policy};
 use crate::wake::Bells;
 
 /// Alerts planned in one transaction.
-const BATCH: i64 = 100;
+const BATCH: usize = 100;
 
 /// Plans until the token is cancelled.
 pub async fn run(
@@ -26,11 +26,12 @@ pub async fn run(
     let mut patience = Patience::default();
     while !shutdown.is_cancelled() {
         let wait = match plan_batch(&pool, &policy, &bells).await {
-            Ok(0) => {
+            // There may be more. (What came meanwhile has rung.)
+            Ok(BATCH) => continue,
+            Ok(_) => {
                 patience.reset();
                 poll_interval
             }
-            Ok(_) => continue,
             Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
             Err(error) if is_about_the_data(&error) => {
                 tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");

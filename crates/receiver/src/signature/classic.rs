@@ -6,7 +6,9 @@
 //! The form is decoded here, to bytes, from the body as it came: a framework's decoder trims, merges the query string,
 //! replaces what is not UTF-8 or keeps the first of two, and any of that breaks the signature of a genuine alert.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::io::Write;
 
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine;
@@ -107,7 +109,10 @@ fn check_names(fields: &[Field]) -> Result<(), Refusal> {
 
 fn decode_part(part: &[u8]) -> Vec<u8> {
     let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent_decode(&spaced).collect()
+    match Cow::from(percent_decode(&spaced)) {
+        Cow::Owned(decoded) => decoded,
+        Cow::Borrowed(_) => spaced,
+    }
 }
 
 /// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.
@@ -127,7 +132,7 @@ fn serialize(fields: &mut [Field]) -> Vec<u8> {
     let mut out = format!("a:{}:{{", fields.len()).into_bytes();
     for (name, value) in fields {
         for part in [name, value] {
-            out.extend_from_slice(format!("s:{}:\"", part.len()).as_bytes());
+            write!(out, "s:{}:\"", part.len()).expect("a Vec takes everything");
             out.extend_from_slice(part);
             out.extend_from_slice(b"\";");
         }

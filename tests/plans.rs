@@ -1,0 +1,99 @@
+//! The work does not grow with the table: claim, plan and record read what they work on and little else, whatever is behind it
+//! and whatever Postgres believes of it.
+
+use oarlock_sandbox::paddle::Classic;
+use oarlock_tests::{Oarlock, Settings};
+
+/// A busy season: 1,000,000 alerts that are finished, 500,000 whose action waits for its time (an end of access in some weeks, a
+/// retry in some hours), 100,000 dead ones.
+const HISTORY: &str = "
+    set session_replication_role = replica;
+    set synchronous_commit = off;
+    create temporary table alert as
+    select n, gen_random_uuid() as id, 'history-' || n || '@example.com' as email, now() - interval '1 hour' - n * interval '4 s' as at,
+           case when n % 16 < 10 then 'done' when n % 16 < 15 then 'pending' else 'dead' end as status, n % 2 = 0 as is_end_of_access
+    from generate_series(1, 1600000) n;
+    insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, status, to_plan, finished_at, payload, body, signature)
+    select id, 'classic', 'history-' || n, 'payment_succeeded', at, at, email, status, false,
+           case when status <> 'pending' then at + interval '1 s' end, '{}', '', ''
+    from alert;
+    insert into outbox_action (id, outbox_id, kind, email, status, outcome, attempts, due_at, run_at, last_error, created_at, finished_at)
+    select gen_random_uuid(), id, case when is_end_of_access then 'jira_access' else 'slack_invite' end, email, status,
+           case when status = 'done' then 'unchanged' end, case when status = 'pending' and is_end_of_access then 0 else 3 end,
+           case when is_end_of_access then now() + interval '1 day' + n * interval '2 s' else at end,
+           case when status = 'pending' then now() + interval '1 day' + n * interval '2 s' else at end,
+           case when status <> 'done' then 'internal_error' end, at, case when status <> 'pending' then at + interval '1 s' end
+    from alert;
+    insert into subscription (source, subscription_id, email, plans, status, as_of)
+    select 'classic', 'history-' || n, email, '{1}', 'active', at from alert where n % 4 = 0;
+    insert into customer (email, jira_account, access_made_at)
+    select email, 'history-' || n, at from alert where n % 4 = 0;
+    drop table alert;
+    reset session_replication_role; reset synchronous_commit";
+
+/// Rows read for each alert, of which each has three actions: through indexes, and one after the other.
+async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
+    const ALERTS: u32 = 100;
+    sqlx::raw_sql("select pg_stat_reset()").execute(oarlock.pool()).await.unwrap();
+    oarlock.start_worker().await;
+    let email = |n| format!("{customers}-{n}@example.com");
+    for n in 0..ALERTS {
+        let alert = Classic::subscription_created(&email(n)).subscription(&format!("{customers}-{n}"));
+        oarlock.paddle_sends(&alert).await;
+    }
+    oarlock
+        .sees("everybody is in", |sandbox| {
+            let members = oarlock.members("group:commercial-support");
+            (0..ALERTS).all(|n| members.contains(&email(n)) && sandbox.slack().invited(&email(n)))
+        })
+        .await;
+    // What a backend has read it tells at its end.
+    let exit = oarlock.workers.remove(0).stops().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    oarlock
+        .until(
+            "the worker's backends are gone",
+            "select not exists (select from pg_stat_activity where application_name = 'oarlock-worker' and datname = current_database())",
+        )
+        .await;
+    let (through_indexes, in_order): (i64, i64) = sqlx::query_as(
+        "select (select sum(idx_tup_read) from pg_stat_user_indexes)::bigint, (select sum(seq_tup_read) from pg_stat_user_tables)::bigint",
+    )
+    .fetch_one(oarlock.pool())
+    .await
+    .unwrap();
+    let done = format!("select count(*) from outbox_action where status = 'done' and email like '{customers}%'");
+    let done: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(done)).fetch_one(oarlock.pool()).await.unwrap();
+    assert_eq!(done, 3 * i64::from(ALERTS));
+    let each = |rows: i64| rows as f64 / f64::from(ALERTS);
+    (each(through_indexes), each(in_order))
+}
+
+#[tokio::test]
+async fn a_large_table_behind_the_work_is_not_read() {
+    let mut oarlock = Settings::default().workers(0).start().await;
+    // What Postgres believes is that the tables are empty, and nobody tells it otherwise.
+    let tables = "outbox, outbox_action, outbox_attempt, subscription, subscription_alert, customer, membership";
+    for table in tables.split(", ") {
+        let statement = format!("alter table {table} set (autovacuum_enabled = false)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.unwrap();
+    }
+    sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.unwrap();
+    let (through_indexes, in_order) = reads_per_alert(&mut oarlock, "before").await;
+    println!("empty: {through_indexes} rows an alert through indexes, {in_order} in order");
+
+    sqlx::raw_sql(HISTORY).execute(oarlock.pool()).await.unwrap();
+    let stale = reads_per_alert(&mut oarlock, "stale").await;
+    println!("with statistics of empty tables: {} rows an alert through indexes, {} in order", stale.0, stale.1);
+
+    sqlx::raw_sql("analyze").execute(oarlock.pool()).await.unwrap();
+    let fresh = reads_per_alert(&mut oarlock, "fresh").await;
+    println!("with statistics of today: {} rows an alert through indexes, {} in order", fresh.0, fresh.1);
+
+    for (through_indexes, in_order) in [stale, fresh] {
+        assert!(
+            through_indexes < 500.0 && in_order < 500.0,
+            "{through_indexes} and {in_order} rows were read for each alert"
+        );
+    }
+}
