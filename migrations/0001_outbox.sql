@@ -225,6 +225,9 @@ create table membership (
   constraint membership_state_known check (state in ('intended', 'given', 'leaving', 'found'))
 );
 
+-- One person may have two addresses: who else has this membership by the same account.
+create index membership_account on membership (account, target);
+
 -- What a plan gives, as configured: written by the worker at start, for the view below.
 create table access_rule (
   plan   text not null,

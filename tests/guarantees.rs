@@ -155,11 +155,11 @@ async fn access_follows_payment() {
 #[tokio::test]
 async fn fenced() {
     let mut oarlock = Settings::default()
-        .set("OARLOCK_WORKER__LEASE", "2s")
-        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1900ms")
+        .set("OARLOCK_WORKER__LEASE", "4s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "3900ms")
         .start()
         .await;
-    // The first worker is stopped amid its call to Slack, for longer than its lease.
+    // The first worker is stopped amid its call to Slack (well before that times out), for longer than its lease.
     oarlock.slack().fail(Fault::hang().times(1));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock

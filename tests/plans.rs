@@ -28,12 +28,16 @@ const HISTORY: &str = "
     select 'classic', 'history-' || n, email, '{1}', 'active', at from alert where n % 4 = 0;
     insert into customer (email, jira_account, access_made_at)
     select email, 'history-' || n, at from alert where n % 4 = 0;
+    insert into membership (email, target, account, state, since)
+    select email, 'group:commercial-support', 'history-' || n, 'given', at from alert where n % 4 = 0;
     drop table alert;
     reset session_replication_role; reset synchronous_commit";
 
+/// Alerts in each phase.
+const ALERTS: u32 = 100;
+
 /// Rows read for each alert, of which each has three actions: through indexes, and one after the other.
 async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
-    const ALERTS: u32 = 100;
     sqlx::raw_sql("select pg_stat_reset()").execute(oarlock.pool()).await.unwrap();
     oarlock.start_worker().await;
     let email = |n| format!("{customers}-{n}@example.com");
@@ -62,9 +66,6 @@ async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
     .fetch_one(oarlock.pool())
     .await
     .unwrap();
-    let done = format!("select count(*) from outbox_action where status = 'done' and email like '{customers}%'");
-    let done: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(done)).fetch_one(oarlock.pool()).await.unwrap();
-    assert_eq!(done, 3 * i64::from(ALERTS));
     let each = |rows: i64| rows as f64 / f64::from(ALERTS);
     (each(through_indexes), each(in_order))
 }
@@ -90,6 +91,8 @@ async fn a_large_table_behind_the_work_is_not_read() {
     let fresh = reads_per_alert(&mut oarlock, "fresh").await;
     println!("with statistics of today: {} rows an alert through indexes, {} in order", fresh.0, fresh.1);
 
+    let done: i64 = oarlock.value("select count(*) from outbox_action where status = 'done' and email not like 'history%'").await;
+    assert_eq!(done, 3 * 3 * i64::from(ALERTS));
     for (through_indexes, in_order) in [stale, fresh] {
         assert!(
             through_indexes < 500.0 && in_order < 500.0,

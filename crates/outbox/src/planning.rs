@@ -156,16 +156,19 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
     if sources.is_empty() && old_emails.is_empty() && customers.is_empty() {
         return Ok(known);
     }
+    // Row by row: by the source alone, which an index begins with, one would read them all.
     let rows = sqlx::query!(
         r#"
-        select s.* from subscription s
-        where (s.source, s.subscription_id) in (select * from unnest($1::text[], $2::text[]))
+        select s.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
+          select * from subscription where source = k.source and subscription_id = k.id offset 0) s
         union
-        select s.* from subscription s where s.source = 'classic' and s.email = any($3::text[])
+        select s.* from unnest($3::text[]) as old (email) cross join lateral (
+          select * from subscription where email = old.email union select * from subscription where told_email = old.email offset 0) s
+        where s.source = 'classic'
         union
-        select s.* from subscription s where s.source = 'classic' and s.told_email = any($3::text[])
-        union
-        select s.* from subscription s where s.source = 'billing' and s.customer_id = any($4::text[])
+        select s.* from unnest($4::text[]) as customer (id) cross join lateral (
+          select * from subscription where customer_id = customer.id offset 0) s
+        where s.source = 'billing'
         "#,
         &sources as _,
         &ids as _,
@@ -224,8 +227,8 @@ async fn told(
     let (sources, ids): (Vec<&str>, Vec<&str>) = keys.map(|(source, id)| (source.as_str(), id.as_str())).unzip();
     let rows = sqlx::query!(
         r#"
-        select t.* from subscription_alert t
-        join unnest($1::text[], $2::text[]) as k (source, id) on t.source = k.source and t.subscription_id = k.id
+        select t.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
+          select * from subscription_alert where source = k.source and subscription_id = k.id offset 0) t
         "#,
         &sources as _,
         &ids as _
