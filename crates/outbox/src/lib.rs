@@ -13,7 +13,8 @@
 //! | [`ledger`] | what is paid for now, which memberships we gave |
 //! | [`record`] | results are written, guarded by the token |
 //! | [`destination`] | the pauses every worker obeys |
-//! | [`schema`], [`gauges`], [`retention`] | migrations; counts for metrics; deleting what is old |
+//! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
+//! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
 //!
 //! It knows no HTTP and starts no task.
 
@@ -33,6 +34,7 @@ pub mod planning;
 pub mod received;
 pub mod record;
 pub mod retention;
+pub mod rights;
 pub mod schema;
 pub mod store;
 
