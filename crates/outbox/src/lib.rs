@@ -23,6 +23,7 @@ use std::time::Duration;
 use sqlx::postgres::types::PgInterval;
 
 mod names;
+mod trace;
 
 pub mod access;
 pub mod alert;
@@ -39,6 +40,7 @@ pub mod schema;
 pub mod store;
 
 pub use names::{AlertName, Destination, Kind, Source, Unknown};
+pub use trace::{NotATraceParent, TraceParent};
 
 /// The channel that wakes workers; the payload is `outbox` (alerts to plan) or a destination's name (actions to claim).
 /// The schema's triggers use it too.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
-use crate::{Kind, Source, ledger};
+use crate::{Kind, Source, TraceParent, ledger};
 
 /// Who plans holds the lock of this number.
 const LOCK: i64 = 0x6f61_726c_6f63_6b01;
@@ -26,6 +26,8 @@ pub struct Batch {
     pub now: DateTime<Utc>,
     /// In the order they arrived.
     pub alerts: Vec<Alert>,
+    /// Where the trace of each goes on.
+    pub traces: Vec<Option<TraceParent>>,
     pub known: Known,
 }
 
@@ -112,7 +114,7 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
     sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
     let rows = sqlx::query!(
         r#"
-        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload,
+        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
                clock_timestamp() as "now!"
         from outbox where to_plan order by id limit $1 for update skip locked
         "#,
@@ -121,6 +123,7 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
     .fetch_all(&mut *transaction)
     .await?;
     let Some(now) = rows.first().map(|row| row.now) else { return Ok(None) };
+    let traces = rows.iter().map(|row| row.trace_parent.as_deref()?.parse().ok()).collect();
     let alerts: Vec<Alert> = rows
         .into_iter()
         .map(|row| {
@@ -136,7 +139,7 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
         })
         .collect();
     let known = known(&mut transaction, &alerts).await?;
-    Ok(Some(Batch { transaction, now, alerts, known }))
+    Ok(Some(Batch { transaction, now, alerts, traces, known }))
 }
 
 async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert]) -> Result<Known, sqlx::Error> {

@@ -25,6 +25,7 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
             "to_plan",
             "last_error",
             "finished_at",
+            "trace_parent",
             "payload",
         ],
     ),

@@ -9,14 +9,17 @@ use oarlock_outbox::claim::{self, Claim, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
+use oarlock_service::trace::{self, Role};
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::act::{self, Ended, Stop, Vendors};
 use crate::failure::{Failure, Meaning};
+use crate::http;
 use crate::judge::{self, Limits, Pause};
 use crate::metrics::Metrics;
 use crate::wake::Bells;
@@ -142,10 +145,13 @@ impl Loop {
             action_id = %claim.id(),
             kind = claim.kind.as_str(),
             attempt = claim.attempt,
+            trace_id = Empty,
+            otel.kind = Empty,
         );
+        let place = trace::continue_in(&span, claim.alert.trace_parent, Role::Consumer);
         async {
             let ended = tokio::select! {
-                ended = act::act(&self.pool, &self.vendors, &claim, deadline) => Some(ended),
+                ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, deadline)) => Some(ended),
                 () = hand_back.cancelled() => None,
             };
             let finished = match ended {

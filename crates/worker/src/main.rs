@@ -54,8 +54,10 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
     let result = match command {
         Command::Run => {
             let (config, vendors) = load()?;
-            logs::start();
-            work(config, vendors).await
+            let exporter = logs::start("oarlock-worker")?;
+            let ended = work(config, vendors).await;
+            exporter.finish().await;
+            ended
         }
         Command::Migrate => migrate(&Database::load(file)?).await,
         Command::Doctor { json } => {

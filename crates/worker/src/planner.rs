@@ -6,8 +6,11 @@ use std::time::Duration;
 use oarlock_outbox::planning::Batch;
 use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
+use oarlock_service::trace::{self, Role};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
+use tracing::field::Empty;
 
 use crate::plan::{self, Policy};
 use crate::wake::Bells;
@@ -80,6 +83,30 @@ async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
 }
 
 async fn commit(batch: Batch, policy: &Policy) -> Result<(), sqlx::Error> {
+    // One for each alert; for nobody, unless traces are exported or debug is asked for.
+    let spans: Vec<Span> = batch
+        .alerts
+        .iter()
+        .zip(&batch.traces)
+        .map(|(alert, place)| {
+            let span = tracing::debug_span!(
+                "plan",
+                alert.id = alert.alert_id,
+                alert.source = alert.source.as_str(),
+                outbox_id = %alert.id,
+                trace_id = Empty,
+                otel.kind = Empty,
+            );
+            if !span.is_disabled() {
+                trace::continue_in(&span, *place, Role::Consumer);
+            }
+            span
+        })
+        .collect();
     let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
-    batch.commit(&plan).await
+    batch.commit(&plan).await?;
+    for span in spans.iter().filter(|span| !span.is_disabled()) {
+        tracing::debug!(parent: span, "planned");
+    }
+    Ok(())
 }
