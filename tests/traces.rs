@@ -78,8 +78,8 @@ async fn one_trace_leads_through_both_programs() {
     // All of it is ids and outcomes.
     assert!(collector.holds("user_disabled"), "the outcome is there");
     for secret in [
-        "@",
-        "%40",
+        "@example",
+        "%40example",
         "example.com",
         JIRA_CLOUD_TOKEN,
         SLACK_TOKEN,

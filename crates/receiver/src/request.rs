@@ -9,7 +9,7 @@ use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _};
 use oarlock_outbox::TraceParent;
-use oarlock_service::trace::{self, Role};
+use oarlock_service::trace::{self, Opening, Role};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 use uuid::Uuid;
@@ -23,18 +23,18 @@ pub(crate) async fn in_its_span(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let id = request_id(request.headers());
+    let opening = Opening::after(trace_parent(request.headers()));
     let span = tracing::info_span!(
         "request",
         request_id = id,
-        trace_id = Empty,
+        trace_id = opening.trace_id(),
         otel.kind = Empty,
         http.response.status_code = Empty,
         alert.id = Empty,
         alert.source = Empty,
         outbox_id = Empty,
     );
-    let this = trace::continue_in(&span, trace_parent(request.headers()), Role::Server);
-    request.extensions_mut().insert(this);
+    request.extensions_mut().insert(opening.open(&span, Role::Server));
     let mut response = next.call(request).instrument(span.clone()).await?;
     trace::note(&span, "http.response.status_code", response.status().as_u16());
     let id = HeaderValue::try_from(id).expect("made of what a header can carry");

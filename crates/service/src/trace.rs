@@ -99,29 +99,46 @@ pub enum Role {
     Consumer,
 }
 
-/// Makes `span` a part of the trace that `from` tells of, or the beginning of one; returns it as whoever comes next is told of it.
-///
-/// It fills the span's fields `trace_id` and `otel.kind`, if it has them.
-pub fn continue_in(span: &Span, from: Option<TraceParent>, role: Role) -> TraceParent {
-    if !EXPORTING.load(Ordering::Relaxed) {
-        let this = from.map_or_else(TraceParent::begin, TraceParent::child);
-        span.record("trace_id", this.trace_id());
-        return this;
+/// A span that is about to be opened, in the trace that `from` tells of or as the beginning of one.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    from: Option<TraceParent>,
+    /// Unless spans are exported: then OpenTelemetry numbers them.
+    own: Option<TraceParent>,
+}
+
+impl Opening {
+    pub fn after(from: Option<TraceParent>) -> Self {
+        let own = || from.map_or_else(TraceParent::begin, TraceParent::child);
+        Self { from, own: (!EXPORTING.load(Ordering::Relaxed)).then(own) }
     }
-    span.record(
-        "otel.kind",
-        match role {
-            Role::Server => "server",
-            Role::Consumer => "consumer",
-        },
-    );
-    if let Some(from) = from {
-        // It fails of a span that was filtered out, which then is in no trace.
-        let _ = span.set_parent(Context::new().with_remote_span_context(context(from)));
+
+    /// What the span's field `trace_id` is to be opened with: one that is recorded later costs the log more.
+    pub fn trace_id(&self) -> Option<String> {
+        self.own.map(|own| own.trace_id())
     }
-    let this = told_by(span).unwrap_or_else(|| from.map_or_else(TraceParent::begin, TraceParent::child));
-    span.record("trace_id", this.trace_id());
-    this
+
+    /// Puts the span in its place; returns that as whoever comes next is told of it. The span has the fields `trace_id` and
+    /// `otel.kind`.
+    pub fn open(self, span: &Span, role: Role) -> TraceParent {
+        if let Some(own) = self.own {
+            return own;
+        }
+        span.record(
+            "otel.kind",
+            match role {
+                Role::Server => "server",
+                Role::Consumer => "consumer",
+            },
+        );
+        if let Some(from) = self.from {
+            // It fails of a span that was filtered out, which then is in no trace.
+            let _ = span.set_parent(Context::new().with_remote_span_context(context(from)));
+        }
+        let told = told_by(span).unwrap_or_else(|| self.from.map_or_else(TraceParent::begin, TraceParent::child));
+        span.record("trace_id", told.trace_id());
+        told
+    }
 }
 
 /// `span`, which is one within `of`, as whoever is called is told of it.

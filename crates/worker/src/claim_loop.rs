@@ -9,7 +9,7 @@ use oarlock_outbox::claim::{self, Claim, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
-use oarlock_service::trace::{self, Role};
+use oarlock_service::trace::{Opening, Role};
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -137,6 +137,7 @@ impl Loop {
         deadline: Instant,
         hand_back: CancellationToken,
     ) {
+        let opening = Opening::after(claim.alert.trace_parent);
         let span = tracing::info_span!(
             "action",
             alert.id = claim.alert.alert_id,
@@ -145,10 +146,10 @@ impl Loop {
             action_id = %claim.id(),
             kind = claim.kind.as_str(),
             attempt = claim.attempt,
-            trace_id = Empty,
+            trace_id = opening.trace_id(),
             otel.kind = Empty,
         );
-        let place = trace::continue_in(&span, claim.alert.trace_parent, Role::Consumer);
+        let place = opening.open(&span, Role::Consumer);
         async {
             let ended = tokio::select! {
                 ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, deadline)) => Some(ended),

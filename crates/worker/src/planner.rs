@@ -6,11 +6,11 @@ use std::time::Duration;
 use oarlock_outbox::planning::Batch;
 use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
-use oarlock_service::trace::{self, Role};
+use oarlock_service::trace::{Opening, Role};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 use tracing::field::Empty;
+use tracing::{Level, Span};
 
 use crate::plan::{self, Policy};
 use crate::wake::Bells;
@@ -83,29 +83,30 @@ async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
 }
 
 async fn commit(batch: Batch, policy: &Policy) -> Result<(), sqlx::Error> {
-    // One for each alert; for nobody, unless traces are exported or debug is asked for.
+    // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
+    let is_seen = tracing::enabled!(Level::DEBUG);
     let spans: Vec<Span> = batch
         .alerts
         .iter()
         .zip(&batch.traces)
+        .filter(|_| is_seen)
         .map(|(alert, place)| {
+            let opening = Opening::after(*place);
             let span = tracing::debug_span!(
                 "plan",
                 alert.id = alert.alert_id,
                 alert.source = alert.source.as_str(),
                 outbox_id = %alert.id,
-                trace_id = Empty,
+                trace_id = opening.trace_id(),
                 otel.kind = Empty,
             );
-            if !span.is_disabled() {
-                trace::continue_in(&span, *place, Role::Consumer);
-            }
+            opening.open(&span, Role::Consumer);
             span
         })
         .collect();
     let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
     batch.commit(&plan).await?;
-    for span in spans.iter().filter(|span| !span.is_disabled()) {
+    for span in &spans {
         tracing::debug!(parent: span, "planned");
     }
     Ok(())
