@@ -79,7 +79,8 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
     let rows = sqlx::query!(
         r#"
         with gate as materialized (
-          select probing, actions_per_minute is not null as paced from destination
+          -- A claim need not wait for the disk: lost with Postgres, it only lets the action be run again, as a lost worker does.
+          select probing, actions_per_minute is not null as paced, set_config('synchronous_commit', 'off', true) from destination
           where name = $1 and (paused_until is null or paused_until <= now()) and (not probing or probe_until is null or probe_until <= now())
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
@@ -112,13 +113,13 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           update outbox_action a
           set status = 'dead', finished_at = clock_timestamp(), claim_token = null, claimed_by = null,
               last_error = 'its worker vanished amid the last of ' || a.attempts || ' attempts'
-          from chosen c where a.id = c.id and c.status = 'running' and c.attempts >= $5
+          from chosen c where a.id = c.id and a.id = any (array(select id from chosen)) and c.status = 'running' and c.attempts >= $5
           returning a.id, a.kind
         ), claimed as (
           update outbox_action a
           set status = 'running', attempts = a.attempts + 1, run_at = now() + $3, claim_token = $4, claimed_by = $6, leader_id = null
           from chosen c
-          where a.id = c.id and not (c.status = 'running' and c.attempts >= $5)
+          where a.id = c.id and a.id = any (array(select id from chosen)) and not (c.status = 'running' and c.attempts >= $5)
             and (exists (select from probe) or not (select probing from gate))
           returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
         ), follower as (
@@ -129,7 +130,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
               and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
             for update skip locked) f
         ), tied as (
-          update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id
+          update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id and a.id = any (array(select id from follower))
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,

@@ -1,6 +1,6 @@
 //! Counts for metrics, each from an index of its own.
 
-use sqlx::PgConnection;
+use sqlx::{PgPool, Postgres, Transaction};
 
 /// How many alerts there are of a status.
 #[derive(Debug)]
@@ -41,18 +41,30 @@ pub struct Gauges {
     pub destinations: Vec<DestinationState>,
 }
 
+/// They look at many rows, so Postgres is to plan for them as it sees fit, not as for the worker's other statements
+/// ([`BY_INDEX`](crate::BY_INDEX)).
+async fn overview(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pool.begin_with(
+        "begin read only; set local plan_cache_mode to default; set local enable_seqscan to default;
+         set local enable_bitmapscan to default; set local enable_hashjoin to default; set local enable_mergejoin to default;
+         set local jit to default",
+    )
+    .await
+}
+
 /// Reads these counts.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
+pub async fn read(pool: &PgPool) -> Result<Gauges, sqlx::Error> {
+    let mut transaction = overview(pool).await?;
     let alerts = sqlx::query_as!(
         AlertCount,
         r#"select status as "status!", count(*) as "count!" from outbox where status in ('pending', 'dead') group by status
            union all
            select status, count(*) from outbox where status in ('done', 'ignored') group by status"#
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
     let actions = sqlx::query_as!(
         ActionCount,
@@ -60,7 +72,7 @@ pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> 
            union all
            select destination, status, count(*) from outbox_action where status = 'dead' group by destination, status"#
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
     let destinations = sqlx::query_as!(
         DestinationState,
@@ -70,8 +82,9 @@ pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> 
                   )), 0)::float8 as "oldest_due_seconds!"
            from destination order by name"#
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(Gauges { alerts, actions, destinations })
 }
 
@@ -79,12 +92,12 @@ pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> 
 ///
 /// # Errors
 /// When the database is away.
-pub async fn read_drift(connection: &mut PgConnection) -> Result<Drift, sqlx::Error> {
+pub async fn read_drift(pool: &PgPool) -> Result<Drift, sqlx::Error> {
     sqlx::query_as!(
         Drift,
         r#"select count(*) as "customers!", coalesce(extract(epoch from now() - min(differs_since)), 0)::float8 as "oldest_seconds!"
            from access where differs_since is not null"#
     )
-    .fetch_one(connection)
+    .fetch_one(&mut *overview(pool).await?)
     .await
 }

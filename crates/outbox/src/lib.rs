@@ -46,6 +46,13 @@ pub use trace::{NotATraceParent, TraceParent};
 /// The schema's triggers use it too.
 pub const CHANNEL: &str = "oarlock";
 
+/// How the worker's statements are to be planned, said once on each connection: row by row, through the index that was made
+/// for it, with one plan for all values. What Postgres believes of a queue's tables is always of another hour: a plan made
+/// while they were empty must be right when they hold millions, and then planning each statement anew is for nothing.
+pub const BY_INDEX: &str =
+    "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off;
+    set enable_hashjoin = off; set enable_mergejoin = off; set jit = off";
+
 /// Whether a statement lost against another one and may be tried again in a moment: serialization failure, deadlock, a lock
 /// that was not to be had in time, or two workers claiming for the same customer in the same instant.
 pub fn is_conflict(error: &sqlx::Error) -> bool {

@@ -4,7 +4,7 @@
 //! writes what was decided. One worker plans at a time: alerts of one customer concern each other in too many ways (several
 //! subscriptions, changes of address) to be planned side by side, and planning calls nobody, so it is quick.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -13,10 +13,7 @@ use uuid::Uuid;
 
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
-use crate::{Kind, Source, TraceParent, ledger};
-
-/// Who plans holds the lock of this number.
-const LOCK: i64 = 0x6f61_726c_6f63_6b01;
+use crate::{Destination, Kind, Source, TraceParent, ledger};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -109,9 +106,12 @@ pub async fn take(pool: &PgPool, limit: i64) -> Result<Option<Batch>, sqlx::Erro
     // Whoever falls silent in the middle must not keep the others from planning. A plan need not wait for the disk: nobody is
     // called before a claim is committed, which comes after it in the log.
     let mut transaction = pool
-        .begin_with("begin; set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off")
+        .begin_with(concat!(
+            "begin; set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;",
+            // Who plans holds the lock of this number.
+            "select pg_advisory_xact_lock(8025821821001755393)"
+        ))
         .await?;
-    sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
     let rows = sqlx::query!(
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
@@ -283,6 +283,17 @@ fn status(word: &str) -> Status {
 
 fn source(word: &str) -> Source {
     word.parse().expect("the schema allows these alone")
+}
+
+impl Plan {
+    /// Whom its actions call.
+    pub fn destinations(&self) -> HashSet<Destination> {
+        let actions = self.alerts.iter().filter_map(|alert| match &alert.decision {
+            Decision::Actions(actions) => Some(actions),
+            Decision::Ignored | Decision::Dead(_) => None,
+        });
+        actions.flatten().map(|action| action.kind.destination()).collect()
+    }
 }
 
 impl Batch {
@@ -462,7 +473,7 @@ async fn write_alerts(
         set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
             finished_at = case when new.status <> 'pending' then clock_timestamp() end
         from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as new (id, email, status, error)
-        where o.id = new.id
+        where o.id = new.id and o.id = any($1)
         "#,
         &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
         &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,

@@ -133,7 +133,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
               finished_at = case when r.status <> 'pending' then clock_timestamp() end,
               claim_token = null, claimed_by = null
           from result r, destination d
-          where a.id = r.id and a.claim_token = r.token and d.name = a.destination
+          where a.id = r.id and a.id = any($1) and a.claim_token = r.token and d.name = a.destination
           returning a.id, a.outbox_id, a.destination, a.subject, a.kind, a.status, a.last_error, a.run_at, a.attempts,
                     r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
         ), follower as (
@@ -155,7 +155,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
               finished_at = case when w.status <> 'pending' then clock_timestamp() end,
               leader_id = case when l.status = 'done' then f.leader_id end
           from follower w join recorded l on l.id = w.leader_id
-          where f.id = w.id and f.leader_id = l.id and f.status = 'pending'
+          where f.id = w.id and f.id = any(array(select id from follower)) and f.leader_id = l.id and f.status = 'pending'
           returning f.outbox_id, f.kind, f.status
         ), history as (
           insert into outbox_attempt (action_id, attempt, started_at, duration_ms, http_status, error)

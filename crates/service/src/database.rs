@@ -6,7 +6,7 @@ use std::time::Duration;
 use oarlock_outbox::schema;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgPool};
+use sqlx::{Connection as _, Executor as _, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Database;
@@ -44,6 +44,14 @@ pub fn options(database: &Database, program: &str) -> PgConnectOptions {
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn pool(database: &Database, program: &str) -> PgPool {
+    pool_with(database, program, None)
+}
+
+/// The same, with statements that are executed first on each connection.
+///
+/// # Panics
+/// If the URL was not checked by the configuration.
+pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>) -> PgPool {
     PgPoolOptions::new()
         .max_connections(database.max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -56,6 +64,14 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
                     connection.ping().await?;
                 }
                 Ok(true)
+            })
+        })
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if let Some(first) = first {
+                    connection.execute(first).await?;
+                }
+                Ok(())
             })
         })
         .idle_timeout(Duration::from_secs(600))

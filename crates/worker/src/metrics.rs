@@ -141,11 +141,7 @@ impl Metrics {
         if read_at.is_some_and(|at| at.elapsed() < FRESH) {
             return;
         }
-        let read = async {
-            let mut connection = pool.acquire().await?;
-            gauges::read(&mut connection).await
-        };
-        if let Some(gauges) = in_time("the counts", read).await {
+        if let Some(gauges) = in_time("the counts", gauges::read(pool)).await {
             self.set(&gauges);
             *read_at = Some(Instant::now());
         } else {
@@ -163,11 +159,7 @@ impl Metrics {
         if due.is_some_and(|due| started < due) {
             return;
         }
-        let read = async {
-            let mut connection = pool.acquire().await?;
-            gauges::read_drift(&mut connection).await
-        };
-        if let Some(drift) = in_time("who differs from what they pay for", read).await {
+        if let Some(drift) = in_time("who differs from what they pay for", gauges::read_drift(pool)).await {
             self.drift.with_label_values::<&str>(&[]).set(drift.customers);
             self.drift_oldest.with_label_values::<&str>(&[]).set(drift.oldest_seconds);
         } else {

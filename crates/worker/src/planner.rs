@@ -28,19 +28,16 @@ pub async fn run(
 ) {
     let mut patience = Patience::default();
     while !shutdown.is_cancelled() {
-        let wait = match plan_batch(&pool, &policy).await {
+        let wait = match plan_batch(&pool, &policy, &bells).await {
             Ok(0) => {
                 patience.reset();
                 poll_interval
             }
-            Ok(_) => {
-                bells.ring_all_destinations();
-                continue;
-            }
+            Ok(_) => continue,
             Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
             Err(error) if is_about_the_data(&error) => {
                 tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
-                match plan_one(&pool, &policy).await {
+                match plan_one(&pool, &policy, &bells).await {
                     Ok(()) => continue,
                     Err(error) => warn(&error, &mut patience),
                 }
@@ -61,19 +58,19 @@ fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
 }
 
 /// Plans the oldest alerts; returns how many there were.
-async fn plan_batch(pool: &PgPool, policy: &Policy) -> Result<usize, sqlx::Error> {
+async fn plan_batch(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<usize, sqlx::Error> {
     let Some(batch) = planning::take(pool, BATCH).await? else { return Ok(0) };
     let alerts = batch.alerts.len();
-    commit(batch, policy).await?;
+    commit(batch, policy, bells).await?;
     tracing::debug!(alerts, "planned");
     Ok(alerts)
 }
 
 /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
-async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
+async fn plan_one(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
     let Some(batch) = planning::take(pool, 1).await? else { return Ok(()) };
     let alert = batch.alerts[0].clone();
-    match commit(batch, policy).await {
+    match commit(batch, policy, bells).await {
         Err(error) if is_about_the_data(&error) => {
             tracing::error!(alert_id = alert.alert_id, source = alert.source.as_str(), "an alert cannot be planned");
             planning::bury(pool, alert.id, &format!("failed to plan it: {error}")).await
@@ -82,7 +79,8 @@ async fn plan_one(pool: &PgPool, policy: &Policy) -> Result<(), sqlx::Error> {
     }
 }
 
-async fn commit(batch: Batch, policy: &Policy) -> Result<(), sqlx::Error> {
+/// Plans the alerts, and wakes whoever has something to do about them.
+async fn commit(batch: Batch, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
     // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
     let is_seen = tracing::enabled!(Level::DEBUG);
     let spans: Vec<Span> = batch
@@ -108,6 +106,9 @@ async fn commit(batch: Batch, policy: &Policy) -> Result<(), sqlx::Error> {
     batch.commit(&plan).await?;
     for span in &spans {
         tracing::debug!(parent: span, "planned");
+    }
+    for destination in plan.destinations() {
+        bells.of(destination).notify_one();
     }
     Ok(())
 }

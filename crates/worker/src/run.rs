@@ -45,7 +45,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tracing::warn!("neither [jira] nor [slack] is configured: no action will be planned");
     }
 
-    let pool = database::pool(&config.database, "oarlock-worker");
+    let pool = database::pool_with(&config.database, "oarlock-worker", Some(oarlock_outbox::BY_INDEX));
     if config.database.migrate {
         tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
     }
