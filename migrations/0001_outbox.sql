@@ -23,6 +23,8 @@ create table outbox (
   -- Why it is dead, when that is not an action's doing.
   last_error      text,
   finished_at     timestamptz,
+  -- The request it came with, as a W3C traceparent: what is done for it belongs to the same trace.
+  trace_parent    text,
   -- What was received, decoded for people: look here first.
   payload         jsonb       not null,
   -- What was received, byte for byte, and the signature over it: evidence, and the input of a later verification.
@@ -35,7 +37,8 @@ create table outbox (
   constraint outbox_status_known check (status in ('pending', 'done', 'ignored', 'dead')),
   constraint outbox_finished_when_not_pending check ((status = 'pending') = (finished_at is null)),
   constraint outbox_planned_when_not_pending check (not to_plan or status = 'pending'),
-  constraint outbox_email_lower_case check (email !~ '[A-Z]')
+  constraint outbox_email_lower_case check (email !~ '[A-Z]'),
+  constraint outbox_trace_parent_sane check (length(trace_parent) = 55)
 ) with (fillfactor = 90);
 
 -- What was received is written once and seldom read, while the rest changes with each step of the alert: so it lies apart

@@ -177,13 +177,13 @@ begin
   end loop;
 
   if to_regrole('oarlock_receiver') is not null then
-    grant insert (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature),
+    grant insert (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent),
           select (id, source, alert_id) on outbox to oarlock_receiver;
     grant execute on function alerts_with_other_content to oarlock_receiver;
   end if;
 
   if to_regrole('oarlock_worker') is not null then
-    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, payload),
+    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, trace_parent, payload),
           update (email, status, to_plan, last_error, finished_at), delete on outbox to oarlock_worker;
     grant select, insert, update on outbox_action, subscription, billing_customer, customer to oarlock_worker;
     grant insert on outbox_attempt to oarlock_worker;
@@ -195,7 +195,7 @@ begin
   end if;
 
   if to_regrole('oarlock_operator') is not null then
-    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at),
+    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, trace_parent),
           update (status) on outbox to oarlock_operator;
     grant select, update (status, run_at) on outbox_action to oarlock_operator;
     grant select, update (paused_until, paused_reason, actions_per_minute) on destination to oarlock_operator;

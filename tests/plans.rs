@@ -4,7 +4,7 @@
 use oarlock_sandbox::paddle::Classic;
 use oarlock_tests::{Oarlock, Settings};
 
-/// A busy season: 1,000,000 alerts that are finished, 500,000 whose action waits for its time (an end of access in some weeks, a
+/// A busy season: 1,000,000 alerts that are finished, 300.000 whose action waits for its time (an end of access in some weeks, a
 /// retry in some hours), 100,000 dead ones.
 const HISTORY: &str = "
     set session_replication_role = replica;
@@ -95,7 +95,7 @@ async fn a_large_table_behind_the_work_is_not_read() {
     assert_eq!(done, 3 * 3 * i64::from(ALERTS));
     for (through_indexes, in_order) in [stale, fresh] {
         assert!(
-            through_indexes < 500.0 && in_order < 500.0,
+            through_indexes < 300.0 && in_order < 300.0,
             "{through_indexes} and {in_order} rows were read for each alert"
         );
     }

@@ -93,7 +93,7 @@ async fn each_role_has_its_rights_and_no_others() {
         [
             "_sqlx_migrations: select",
             "outbox: select (id source alert_id), \
-             insert (id source alert_id alert_name occurred_at email subscription_id payload body signature)",
+             insert (id source alert_id alert_name occurred_at email subscription_id trace_parent payload body signature)",
         ]
     );
     assert_eq!(
@@ -108,7 +108,7 @@ async fn each_role_has_its_rights_and_no_others() {
             "destination: select, update",
             "membership: select, insert, update, delete",
             "outbox: select (id source alert_id alert_name occurred_at received_at email subscription_id status to_plan last_error \
-             finished_at payload), update (email status to_plan last_error finished_at), delete",
+             finished_at trace_parent payload), update (email status to_plan last_error finished_at), delete",
             "outbox_action: select, insert, update",
             "outbox_attempt: insert",
             "subscription: select, insert, update",
@@ -128,7 +128,7 @@ async fn each_role_has_its_rights_and_no_others() {
             "destination: select, update (paused_until paused_reason actions_per_minute)",
             "membership: select",
             "outbox: select (id source alert_id alert_name occurred_at received_at email subscription_id status to_plan last_error \
-             finished_at), update (status)",
+             finished_at trace_parent), update (status)",
             "outbox_action: select, update (status run_at)",
             "outbox_attempt: select",
             "subscription: select",

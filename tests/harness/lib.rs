@@ -4,6 +4,7 @@
 //! with a deadline, and never sleeps. When the system is dropped, its programs' logs are searched for what must not be
 //! there: e-mail addresses, tokens, bodies.
 
+mod collector;
 mod database;
 mod process;
 
@@ -15,6 +16,7 @@ use oarlock_sandbox::{Edition, Jira, Options, PaddleApi, Sandbox, Slack};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use collector::{Collector, Span};
 pub use database::Database;
 pub use process::{Exit, Process, program};
 

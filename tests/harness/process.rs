@@ -44,8 +44,8 @@ impl Process {
     /// Starts a program with exactly these variables of our own.
     pub fn spawn(name: &str, arguments: &[&str], variables: &BTreeMap<String, String>) -> Self {
         let mut command = Command::new(program(name));
-        for (variable, _) in
-            std::env::vars().filter(|(variable, _)| variable.starts_with("OARLOCK_") || variable == "DATABASE_URL")
+        for (variable, _) in std::env::vars()
+            .filter(|(name, _)| name.starts_with("OARLOCK_") || name.starts_with("OTEL_") || name == "DATABASE_URL")
         {
             command.env_remove(variable);
         }

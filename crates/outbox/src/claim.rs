@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::{Destination, Kind, Source, interval};
+use crate::{Destination, Kind, Source, TraceParent, interval};
 
 /// The right to run an action, until its lease ends.
 #[derive(Debug)]
@@ -29,12 +29,13 @@ pub struct Claim {
     pub paced: bool,
 }
 
-/// Which alert an action belongs to: ids for people who read logs.
+/// Which alert an action belongs to: ids for people who read logs and traces.
 #[derive(Debug, Clone)]
 pub struct AlertRef {
     pub id: Uuid,
     pub source: Source,
     pub alert_id: String,
+    pub trace_parent: Option<TraceParent>,
 }
 
 impl Claim {
@@ -132,11 +133,11 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id and a.id = any (array(select id from follower))
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
-               o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!",
+               o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,
                (select probing from gate) as "probing!", (select paced from gate) as "paced!", false as "buried!"
         from claimed c join outbox o on o.id = c.outbox_id
         union all
-        select b.id, b.kind, '', 0, false, b.id, '', '', false, false, true from buried b
+        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, true from buried b
         "#,
         destination.as_str(),
         i64::from(limit),
@@ -163,6 +164,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
                 id: row.outbox_id,
                 source: row.source.parse().expect("the schema allows these alone"),
                 alert_id: row.alert_id,
+                trace_parent: row.trace_parent.and_then(|place| place.parse().ok()),
             },
             subject: row.subject,
             while_paid: row.while_paid,

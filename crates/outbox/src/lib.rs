@@ -13,7 +13,8 @@
 //! | [`ledger`] | what is paid for now, which memberships we gave |
 //! | [`record`] | results are written, guarded by the token |
 //! | [`destination`] | the pauses every worker obeys |
-//! | [`schema`], [`gauges`], [`retention`] | migrations; counts for metrics; deleting what is old |
+//! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
+//! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
 //!
 //! It knows no HTTP and starts no task.
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 use sqlx::postgres::types::PgInterval;
 
 mod names;
+mod trace;
 
 pub mod access;
 pub mod alert;
@@ -33,10 +35,12 @@ pub mod planning;
 pub mod received;
 pub mod record;
 pub mod retention;
+pub mod rights;
 pub mod schema;
 pub mod store;
 
 pub use names::{AlertName, Destination, Kind, Source, Unknown};
+pub use trace::{NotATraceParent, TraceParent};
 
 /// The channel that wakes workers; the payload is `outbox` (alerts to plan) or a destination's name (actions to claim).
 /// The schema's triggers use it too.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
-use crate::{Destination, Kind, Source, ledger};
+use crate::{Destination, Kind, Source, TraceParent, ledger};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Batch {
     pub now: DateTime<Utc>,
     /// In the order they arrived.
     pub alerts: Vec<Alert>,
+    /// Where the trace of each goes on.
+    pub traces: Vec<Option<TraceParent>>,
     pub known: Known,
 }
 
@@ -112,7 +114,7 @@ pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Er
         .await?;
     let rows = sqlx::query!(
         r#"
-        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload,
+        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
                clock_timestamp() as "now!"
         from outbox where to_plan order by id limit $1 for update skip locked
         "#,
@@ -121,6 +123,7 @@ pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Er
     .fetch_all(&mut *transaction)
     .await?;
     let Some(now) = rows.first().map(|row| row.now) else { return Ok(None) };
+    let traces = rows.iter().map(|row| row.trace_parent.as_deref()?.parse().ok()).collect();
     let alerts: Vec<Alert> = rows
         .into_iter()
         .map(|row| {
@@ -136,7 +139,7 @@ pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Er
         })
         .collect();
     let known = known(&mut transaction, &alerts).await?;
-    Ok(Some(Batch { transaction, now, alerts, known }))
+    Ok(Some(Batch { transaction, now, alerts, traces, known }))
 }
 
 async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert]) -> Result<Known, sqlx::Error> {

@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::Source;
+use crate::{Source, TraceParent};
 
 /// An alert as it will be stored.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct NewAlert {
     pub payload: String,
     pub body: Vec<u8>,
     pub signature: String,
+    /// Where its trace goes on.
+    pub trace_parent: Option<TraceParent>,
 }
 
 /// Why a body is not an alert.
@@ -63,6 +65,7 @@ impl NewAlert {
             payload: Value::Object(payload).to_string(),
             body,
             signature,
+            trace_parent: None,
         })
     }
 
@@ -87,6 +90,7 @@ impl NewAlert {
             payload: payload.to_string(),
             body,
             signature,
+            trace_parent: None,
         })
     }
 }

@@ -27,10 +27,10 @@ pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Resul
     rows.sort_by(|a, b| (a.source, &a.alert_id).cmp(&(b.source, &b.alert_id)));
     let inserted = sqlx::query_scalar!(
         r#"
-        insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature)
-        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload::jsonb, body, signature
-        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[])
-          as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature)
+        insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
+        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload::jsonb, body, signature, trace_parent
+        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[])
+          as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
         on conflict (source, alert_id) do nothing
         returning id
         "#,
@@ -44,6 +44,7 @@ pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Resul
         &rows.iter().map(|row| row.payload.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.body.as_slice()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.signature.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.trace_parent.map(|place| place.to_string())).collect::<Vec<_>>() as _,
     )
     .fetch_all(&mut *connection)
     .await?;

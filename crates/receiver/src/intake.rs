@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored};
-use oarlock_outbox::{is_about_the_data, is_conflict, is_connection_lost};
+use oarlock_outbox::{TraceParent, is_about_the_data, is_conflict, is_connection_lost};
 use sqlx::PgPool;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -70,12 +70,12 @@ impl Intake {
         (intake, tasks)
     }
 
-    /// Stores an alert; the answer comes after the commit.
+    /// Stores an alert with its place in a trace; the answer comes after the commit.
     ///
     /// # Errors
     /// When the queue is full, or the database did not take it.
-    pub async fn store(&self, verified: Verified) -> Result<Stored, Unavailable> {
-        let alert = verified.into_alert();
+    pub async fn store(&self, verified: Verified, trace: Option<TraceParent>) -> Result<Stored, Unavailable> {
+        let alert = NewAlert { trace_parent: trace, ..verified.into_alert() };
         // Body, payload and what Postgres is sent of them: about three times the body.
         // One that is larger than all the room there is may have it to itself.
         let kilobytes = (alert.body.len() * 3 / 1024 + 1).min(ROOM_KB);

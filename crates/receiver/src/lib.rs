@@ -3,11 +3,14 @@
 //! | module | what happens there |
 //! |---|---|
 //! | [`run`] | the listeners are opened, served and closed |
+//! | `request` | each request has an id, a place in a trace, and a span |
 //! | [`webhook`] | a request becomes an answer |
 //! | [`signature`] | a body is proved to be Paddle's |
 //! | [`intake`] | verified alerts are committed, many at a time |
 //!
 //! It calls nobody but Postgres, and does nothing of what an alert asks for: that is the worker's.
+
+mod request;
 
 pub mod intake;
 pub mod metrics;

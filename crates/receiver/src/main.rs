@@ -39,11 +39,15 @@ async fn main() -> ExitCode {
     };
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => {
-            logs::start();
+            let exporter = match logs::start("oarlock-receiver") {
+                Ok(exporter) => exporter,
+                Err(problems) => return refuse(&problems),
+            };
             let stopped = match signals::shutdown() {
                 Ok(shutdown) => receiver.run(shutdown).await,
                 Err(error) => Err(error.into()),
             };
+            exporter.finish().await;
             if let Err(error) = stopped {
                 tracing::error!(error = format!("{error:#}"), "the receiver ends");
                 return ExitCode::FAILURE;

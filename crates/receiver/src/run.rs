@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use anyhow::Context;
 use oarlock_service::config::ReceiverConfig;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::request;
 use crate::signature::Verifier;
 use crate::webhook::{self, Webhook};
 
@@ -76,6 +78,7 @@ impl Receiver {
                         .default_service(web::to(webhook::wrong_method)),
                 )
                 .default_service(web::to(webhook::wrong_path))
+                .wrap(from_fn(request::in_its_span))
         })
         .keep_alive(KEEP_ALIVE)
         .shutdown_timeout(STOP_TIMEOUT.as_secs())

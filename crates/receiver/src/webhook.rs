@@ -6,10 +6,12 @@
 use std::time::{Duration, SystemTime};
 
 use actix_web::http::{StatusCode, header};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
-use oarlock_outbox::Source;
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use oarlock_outbox::store::Stored;
+use oarlock_outbox::{Source, TraceParent};
+use oarlock_service::trace;
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use crate::intake::{Intake, Unavailable};
 use crate::metrics::{Metrics, Outcome};
@@ -78,7 +80,21 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
                     (StatusCode::BAD_REQUEST, Outcome::Malformed)
                 }
             };
-            tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
+            // Anybody can post here; what is ours to mend is a warning.
+            match &refusal {
+                Refusal::NotConfigured | Refusal::OutsideTolerance { .. } => {
+                    tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
+                }
+                Refusal::NoSignature
+                | Refusal::SeveralSignatures
+                | Refusal::WrongSignature
+                | Refusal::NotASignature
+                | Refusal::NotAForm
+                | Refusal::AmbiguousName
+                | Refusal::Malformed(_) => {
+                    tracing::info!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
+                }
+            }
             webhook.metrics.count(source, None, outcome);
             return answer(status);
         }
@@ -86,7 +102,13 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
 
     let name = verified.alert().alert_name.parse().ok();
     let (id, alert_id) = (verified.alert().id, verified.alert().alert_id.clone());
-    let stored = timeout_at(deadline, webhook.intake.store(verified)).await.unwrap_or(Err(Unavailable::TooSlow));
+    let span = Span::current();
+    trace::note(&span, "alert.id", alert_id.as_str());
+    trace::note(&span, "alert.source", source.as_str());
+    trace::note(&span, "outbox_id", tracing::field::display(id));
+    let place = request.extensions().get::<TraceParent>().copied();
+    let storing = webhook.intake.store(verified, place);
+    let stored = timeout_at(deadline, storing).await.unwrap_or(Err(Unavailable::TooSlow));
     let outcome = match stored {
         Ok(Stored::New) => {
             tracing::info!(source = source.as_str(), alert_id, outbox_id = %id, "stored");

@@ -76,6 +76,8 @@ pub struct Call {
     pub query: BTreeMap<String, String>,
     /// The body: JSON as it came, a form as its typed fields, nothing otherwise.
     pub request: Option<Value>,
+    /// The header of that name: which trace the caller says it belongs to.
+    pub traceparent: Option<String>,
     /// `None` while it is under way, and for ever if the connection was cut or the caller went away.
     pub status: Option<u16>,
     /// The stand-in did what was asked (or refused it by itself): no fault came first.
@@ -141,6 +143,7 @@ impl Calls {
             path: request.path.clone(),
             query: request.recorded_query(),
             request: arguments,
+            traceparent: request.header("traceparent").map(str::to_owned),
             status: None,
             worked: false,
             started: Instant::now(),

@@ -4,8 +4,9 @@
 //! [`cloud`] and [`data_center`], what arrives over HTTP. Out: who is member of what, and who was mailed an invitation.
 //! Both editions share this state; they differ in what an account is called by (`accountId` or user name) and in the API.
 //!
-//! At first there are service desk 3 (project SUP), the group `commercial-support`, organization 17, and the account whose
-//! credentials are accepted: on Cloud `bot@acme.example` with the API token `jira-token`, on Data Center the personal access
+//! At first there are service desk 3 (project SUP), the group `commercial-support`, organization 17, groups of administrators
+//! (Cloud: `site-admins` and `jira-admins-acme`, Data Center: `jira-administrators`), and, in these, the account whose credentials
+//! are accepted: on Cloud `bot@acme.example` with the API token `jira-token`, on Data Center the personal access
 //! token `jira-dc-token` or the user `oarlock-bot` with the password `jira-dc-password`.
 
 use std::collections::BTreeSet;
@@ -187,10 +188,12 @@ impl Jira {
             user.clone_into(&mut site.user);
             match self.edition {
                 Edition::Cloud if site.account_of(user).is_none() => {
-                    site.add_account(self.edition, user, user, AccountKind::Atlassian);
+                    let id = site.add_account(self.edition, user, user, AccountKind::Atlassian);
+                    site.promote(&id);
                 }
                 Edition::DataCenter if !site.accounts.contains_key(user) => {
                     site.insert_account(user.to_owned(), &format!("{user}@acme.example"), user, AccountKind::Atlassian);
+                    site.promote(user);
                 }
                 Edition::Cloud | Edition::DataCenter => {}
             }

@@ -5,7 +5,7 @@
 //! described, as its users describe it (<https://github.com/ErikKalkoken/slackApiDoc>).
 //!
 //! At first there are the workspace `T1` with the channels `C1` (#support) and `C2` (#general), and the token
-//! `xoxp-sandbox`. A wrong token is answered as Slack does it: status 200 and `{"ok": false, "error": "invalid_auth"}`.
+//! `xoxp-sandbox`, which has every scope. A wrong token is answered as Slack does it: status 200 and `{"ok": false, "error": "invalid_auth"}`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -39,6 +39,7 @@ pub struct SlackInvitation {
 struct Workspace {
     team: String,
     token: String,
+    scopes: BTreeSet<String>,
     /// By id.
     channels: BTreeMap<String, Channel>,
     /// By lower-case address.
@@ -68,6 +69,7 @@ impl Slack {
         let mut workspace = Workspace {
             team: "T1".to_owned(),
             token: crate::SLACK_TOKEN.to_owned(),
+            scopes: ALL_SCOPES.map(str::to_owned).into(),
             channels: BTreeMap::from([("C1".to_owned(), channel("support")), ("C2".to_owned(), channel("general"))]),
             members: BTreeMap::new(),
             invitations: Vec::new(),
@@ -155,6 +157,16 @@ impl Slack {
         self.change(|workspace| token.clone_into(&mut workspace.token));
     }
 
+    /// From now on the token has these scopes and no others.
+    pub fn set_scopes(&self, scopes: &[&str]) {
+        self.change(|workspace| workspace.scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect());
+    }
+
+    /// From now on the token is one of this workspace.
+    pub fn set_team(&self, team: &str) {
+        self.change(|workspace| team.clone_into(&mut workspace.team));
+    }
+
     /// Goes wrong from now on.
     pub fn fail(&self, fault: Fault) {
         self.faults.arm(fault);
@@ -218,13 +230,44 @@ fn split(text: &str) -> Vec<String> {
 
 type Failure = (&'static str, Value);
 
+const ALL_SCOPES: [&str; 7] = [
+    "identify",
+    "client",
+    "admin.users:read",
+    "admin.users:write",
+    "conversations.connect:manage",
+    "conversations.connect:write",
+    "users:read.email",
+];
+
+/// The scope that a method wants, by its page in the reference.
+fn scope(path: &str) -> Option<&'static str> {
+    match path {
+        "/admin.users.invite" | "/admin.users.remove" => Some("admin.users:write"),
+        "/admin.users.list" => Some("admin.users:read"),
+        "/conversations.inviteShared" => Some("conversations.connect:write"),
+        "/conversations.listConnectInvites" => Some("conversations.connect:manage"),
+        "/users.lookupByEmail" => Some("users:read.email"),
+        "/users.admin.invite" => Some("client"),
+        _ => None,
+    }
+}
+
 pub(crate) fn answer(slack: &Slack, request: &Request, arguments: Option<&Value>) -> Answer {
     let empty = Map::new();
     let arguments = arguments.and_then(Value::as_object).unwrap_or(&empty);
+    let mut scopes = None;
     let answered = slack.change(|workspace| {
         method_and_body(request)?;
         authenticate(workspace, request)?;
-        call(workspace, request, arguments)
+        let held = workspace.scopes.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        scopes = Some(held.clone());
+        match scope(&request.path) {
+            Some(needed) if !workspace.scopes.contains(needed) => {
+                Err(("missing_scope", json!({ "needed": needed, "provided": held })))
+            }
+            _ => call(workspace, request, arguments),
+        }
     });
     let body = match answered {
         Ok(mut body) => {
@@ -237,7 +280,10 @@ pub(crate) fn answer(slack: &Slack, request: &Request, arguments: Option<&Value>
             body
         }
     };
-    Answer::json(200, body)
+    let mut answer = Answer::json(200, body);
+    // Who is known is told what they may do.
+    answer.headers.extend(scopes.map(|scopes| ("X-OAuth-Scopes".to_owned(), scopes)));
+    answer
 }
 
 fn fail<T>(code: &'static str) -> Result<T, Failure> {
@@ -277,9 +323,15 @@ fn call(workspace: &mut Workspace, request: &Request, arguments: &Map<String, Va
         value.trim().to_owned()
     };
     match request.path.as_str() {
-        "/auth.test" => Ok(json!({
-            "url": "https://acme.slack.com/", "team": "Acme", "user": "bot", "team_id": workspace.team, "user_id": "U1",
-        })),
+        "/auth.test" => {
+            let mut identity = json!({
+                "url": "https://acme.slack.com/", "team": "Acme", "user": "bot", "team_id": workspace.team, "user_id": "U1",
+            });
+            if workspace.token.starts_with("xoxb-") {
+                identity["bot_id"] = json!("B1");
+            }
+            Ok(identity)
+        }
         "/admin.users.invite" => {
             required(arguments, &["team_id", "email", "channel_ids"])?;
             let (email, channels) = (text("email"), split(&text("channel_ids")));

@@ -27,6 +27,18 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> 
     PgConnectOptions::from_str(url).map_err(|_| wrong.to_owned())
 }
 
+/// How to connect.
+///
+/// # Panics
+/// If the URL was not checked by the configuration.
+pub fn options(database: &Database, program: &str) -> PgConnectOptions {
+    let options = parse_url(&database.url).expect("the configuration checks the URL");
+    match options.get_application_name() {
+        Some(_) => options,
+        None => options.application_name(program),
+    }
+}
+
 /// A pool that connects when it is first used: a database that is away fails statements, not the start.
 ///
 /// # Panics
@@ -40,10 +52,6 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>) -> PgPool {
-    let mut options = parse_url(&database.url).expect("the configuration checks the URL");
-    if options.get_application_name().is_none() {
-        options = options.application_name(program);
-    }
     PgPoolOptions::new()
         .max_connections(database.max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -67,7 +75,7 @@ pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>
             })
         })
         .idle_timeout(Duration::from_secs(600))
-        .connect_lazy_with(options)
+        .connect_lazy_with(options(database, program))
 }
 
 /// Applies pending migrations as soon as the database is there, however long that takes.

@@ -4,16 +4,41 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt, registry};
 
-/// Starts logging. Call it once, first of all.
-pub fn start() {
+use crate::config::Problems;
+use crate::trace::{self, Exporter};
+
+/// Starts logging, and the export of traces if that is asked for. Call it once, first of all.
+///
+/// # Errors
+/// When traces are to be exported in a way that cannot be.
+pub fn start(program: &'static str) -> Result<Exporter, Problems> {
     // The database driver tells of slow statements with their text; that is for developers.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = if std::io::stderr().is_terminal() {
+        lines.with_target(false).boxed()
     } else {
-        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).init();
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+    };
+    let (exporter, tracer) = trace::start(program)?;
+    match tracer {
+        // A filter for all costs less than one for each.
+        None => registry().with(lines).with(filter).init(),
+        Some(tracer) => {
+            let spans = tracing_opentelemetry::layer()
+                .with_tracer(tracer)
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false);
+            let ours = Targets::new().with_target("oarlock", Level::DEBUG);
+            registry().with(lines.with_filter(filter)).with(spans.with_filter(ours)).init();
+        }
     }
+    Ok(exporter)
 }

@@ -9,14 +9,17 @@ use oarlock_outbox::claim::{self, Claim, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
+use oarlock_service::trace::{Opening, Role};
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::act::{self, Ended, Stop, Vendors};
 use crate::failure::{Failure, Meaning};
+use crate::http;
 use crate::judge::{self, Limits, Pause};
 use crate::metrics::Metrics;
 use crate::wake::Bells;
@@ -146,6 +149,7 @@ impl Loop {
         deadline: Instant,
         hand_back: CancellationToken,
     ) {
+        let opening = Opening::after(claim.alert.trace_parent);
         let span = tracing::info_span!(
             "action",
             alert.id = claim.alert.alert_id,
@@ -154,10 +158,13 @@ impl Loop {
             action_id = %claim.id(),
             kind = claim.kind.as_str(),
             attempt = claim.attempt,
+            trace_id = opening.trace_id(),
+            otel.kind = Empty,
         );
+        let place = opening.open(&span, Role::Consumer);
         async {
             let ended = tokio::select! {
-                ended = act::act(&self.pool, &self.vendors, &claim, deadline) => Some(ended),
+                ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, deadline)) => Some(ended),
                 () = hand_back.cancelled() => None,
             };
             let finished = match ended {

@@ -17,10 +17,14 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, NaiveDateTime, Utc};
+use oarlock_outbox::TraceParent;
+use oarlock_service::trace;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use crate::failure::{Failure, Meaning};
 
@@ -101,6 +105,13 @@ fn secret(value: &str, key: &'static str) -> anyhow::Result<HeaderValue> {
 tokio::task_local! {
     /// The status of the last answer to a request of this task.
     static LAST_STATUS: Cell<Option<u16>>;
+    /// What this task's requests belong to.
+    static TRACE: TraceParent;
+}
+
+/// Runs what makes requests that belong to a trace: each tells the vendor of it.
+pub(crate) async fn traced<F: Future>(place: TraceParent, calls: F) -> F::Output {
+    TRACE.scope(place, calls).await
 }
 
 /// Runs a vendor's method and tells the status of the last answer it got: a success does not carry it.
@@ -115,7 +126,29 @@ pub(crate) async fn with_last_status<F: Future>(calls: F) -> (F::Output, Option<
 /// Sends a request and reads the answer, up to [`LARGEST_ANSWER`]: the rest is dropped, and then does not parse.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
     let _ = LAST_STATUS.try_with(|last| last.set(None));
-    let mut response = request.send().await.map_err(|error| no_answer(&error))?;
+    let (client, request) = request.build_split();
+    let mut request = request.map_err(|error| no_answer(&error))?;
+    // Not the path and the query: they name people.
+    let span = tracing::debug_span!(
+        "call",
+        otel.kind = "client",
+        http.request.method = request.method().as_str(),
+        server.address = request.url().host_str(),
+        http.response.status_code = Empty,
+    );
+    if let Ok(place) = TRACE.try_with(|place| trace::within(&span, *place)) {
+        let value = HeaderValue::try_from(place.to_string()).expect("made of what a header can carry");
+        request.headers_mut().insert("traceparent", value);
+    }
+    receive(client.execute(request), &span).instrument(span.clone()).await
+}
+
+async fn receive(
+    answering: impl Future<Output = Result<reqwest::Response, reqwest::Error>>,
+    span: &Span,
+) -> Result<Answer, Failure> {
+    let mut response = answering.await.map_err(|error| no_answer(&error))?;
+    span.record("http.response.status_code", response.status().as_u16());
     let _ = LAST_STATUS.try_with(|last| last.set(Some(response.status().as_u16())));
     let mut body = Vec::new();
     while body.len() < LARGEST_ANSWER {

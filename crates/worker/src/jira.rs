@@ -17,8 +17,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Meaning};
+use crate::finding::{Finding, Vendor};
 use crate::http::Answer;
-use crate::outcome::{Added, Finding, InviteOutcome, Removed};
+use crate::outcome::{Added, InviteOutcome, Removed};
 
 mod cloud;
 mod data_center;
@@ -219,6 +220,23 @@ impl Said {
 }
 
 const ADDRESS: &str = "jira.base_url";
+
+/// What the first two questions came to: who answers at the address, and whom it takes us for. What is wrong is told once.
+fn entrance(vendor: &Vendor, edition: Result<String, Failure>, myself: Result<String, Failure>) -> Vec<Finding> {
+    let remedy = "set jira.base_url and jira.edition as docs/setup.md says";
+    let address = |result: Result<String, Failure>| {
+        Finding::new("jira.address", result.map_err(|failure| vendor.trouble(&failure, remedy)))
+    };
+    let credentials = |result: Result<String, Failure>| {
+        let remedy = "let the account of the token log in to Jira once, and see that it is not blocked";
+        Finding::new("jira.credentials", result.map_err(|failure| vendor.trouble(&failure, remedy)))
+    };
+    match (&edition, &myself) {
+        (Err(Failure { http_status: Some(401 | 403), .. }), Err(_)) => vec![credentials(myself)],
+        (Err(_), Err(_)) => vec![address(edition)],
+        _ => vec![address(edition), credentials(myself)],
+    }
+}
 
 /// What an answer means in both editions and both of their APIs.
 ///

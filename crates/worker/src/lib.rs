@@ -11,7 +11,8 @@
 //! | [`outcome`], [`failure`] | what came of a call |
 //! | [`judge`], [`retry`] | what follows from it, for the action and its destination (pure) |
 //! | [`recorder`] | results are written, many at a time |
-//! | [`housekeeping`], [`metrics`], [`doctor`] | what is old goes; what can be counted; what is wrong |
+//! | [`housekeeping`], [`metrics`] | what is old goes; what can be counted |
+//! | [`doctor`], [`finding`] | what is wrong, and what to do about it |
 
 mod http;
 
@@ -19,6 +20,7 @@ pub mod act;
 pub mod claim_loop;
 pub mod doctor;
 pub mod failure;
+pub mod finding;
 pub mod housekeeping;
 pub mod jira;
 pub mod judge;

@@ -8,7 +8,8 @@ use oarlock_outbox::schema;
 use oarlock_service::config::{Database, Problems, WorkerConfig};
 use oarlock_service::{admin, database, logs, refuse, signals};
 use oarlock_worker::act::Vendors;
-use oarlock_worker::{doctor, run};
+use oarlock_worker::doctor::{self, Report};
+use oarlock_worker::run;
 
 /// Plans and runs the Jira and Slack actions of the outbox.
 #[derive(Debug, Parser)]
@@ -29,16 +30,23 @@ enum Command {
     /// Apply pending migrations and exit.
     Migrate,
     /// Check configuration, database, Jira, Slack and Paddle with read-only calls: a line each.
-    Doctor,
+    Doctor {
+        /// One JSON document instead.
+        #[arg(long)]
+        json: bool,
+    },
     /// Ask the worker that runs here whether it can do its work: exit code 0 or 1.
     Health,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let command = arguments.command.unwrap_or(Command::Run);
-    perform(command, arguments.config.as_deref()).await.unwrap_or_else(|problems| refuse(&problems))
+    let runtime = tokio::runtime::Runtime::new().expect("the machine gives us threads");
+    let ended = runtime.block_on(perform(command, arguments.config.as_deref()));
+    // A name that is still being looked up, which nothing can interrupt, is not waited for.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|problems| refuse(&problems))
 }
 
 async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Problems> {
@@ -46,13 +54,26 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
     let result = match command {
         Command::Run => {
             let (config, vendors) = load()?;
-            logs::start();
-            work(config, vendors).await
+            let exporter = logs::start("oarlock-worker")?;
+            let ended = work(config, vendors).await;
+            exporter.finish().await;
+            ended
         }
         Command::Migrate => migrate(&Database::load(file)?).await,
-        Command::Doctor => {
-            let (config, vendors) = load()?;
-            return Ok(if doctor::run(&config, &vendors).await { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        Command::Doctor { json } => {
+            let loaded = load();
+            let report = match &loaded {
+                Ok((config, vendors)) => doctor::run(config, vendors).await,
+                Err(problems) => Report::of_problems(problems),
+            };
+            match json {
+                true => println!("{}", report.to_json()),
+                // Refusing says the same.
+                false if loaded.is_err() => {}
+                false => print!("{report}"),
+            }
+            loaded?;
+            return Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Health => admin::ask(&load()?.0.worker.admin_listen).await.map_err(Into::into),
     };

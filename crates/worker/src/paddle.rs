@@ -14,18 +14,29 @@ use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 
 use crate::failure::{Failure, Meaning};
+use crate::finding::{Finding, Trouble, Vendor, round, until};
 use crate::http::{self, Answer};
-use crate::outcome::Finding;
 
 /// A customer that cannot be: asking for it tells whether the key is good, and reads nothing about anybody.
 const NOBODY: &str = "ctm_00000000000000000000000000";
+
+const VENDOR: Vendor = Vendor {
+    name: "Paddle",
+    address: "paddle.billing.api_url",
+    status: "https://paddlestatus.com",
+    token: NEW_KEY,
+    scopes: NEW_KEY,
+};
+
+const NEW_KEY: &str = "make a key with the permission customer.read (Developer tools, Authentication), put it where \
+                       paddle.billing.api_key or paddle.billing.api_key_file has it, and restart the workers";
 
 #[derive(Debug, Clone)]
 pub struct Paddle {
     /// None without a key: only installations that sell through Billing need one.
     http: Option<http::Client>,
-    /// What the key and the address say about the environment, if they say different things.
-    mismatch: Option<&'static str>,
+    /// What is wrong if the key and the address are of different environments, and what to do.
+    mismatch: Option<(&'static str, &'static str)>,
 }
 
 /// A customer of Paddle Billing.
@@ -77,25 +88,36 @@ impl Paddle {
         if self.http.is_none() {
             return Vec::new();
         }
-        let result = match (self.mismatch, self.customer(NOBODY).await) {
-            (Some(mismatch), _) => Err(Failure::new(Meaning::Configuration, None, mismatch)),
-            (None, Ok(_)) => Ok("accepted".to_owned()),
-            (None, Err(failure)) if failure.http_status == Some(404) => Ok("accepted".to_owned()),
-            (None, Err(failure)) => Err(failure),
-        };
-        vec![Finding::new("paddle: API key", result)]
+        let check = |result| vec![Finding::new("paddle.credentials", result)];
+        if let Some((mismatch, remedy)) = self.mismatch {
+            return check(Err(Trouble::new(mismatch, remedy)));
+        }
+        match until(round(), self.customer(NOBODY)).await {
+            // Paddle looks at the key and its permissions first.
+            Ok(_) | Err(Failure { http_status: Some(404), meaning: Meaning::Permanent, .. }) => {
+                check(Ok("accepted, may read customers".to_owned()))
+            }
+            Err(failure) if failure.http_status.is_none() => {
+                vec![Finding::new("paddle.address", Err(VENDOR.trouble(&failure, "")))]
+            }
+            Err(failure) => {
+                let remedy =
+                    if failure.http_status == Some(404) { "set paddle.billing.api_url right" } else { NEW_KEY };
+                check(Err(VENDOR.trouble(&failure, remedy)))
+            }
+        }
     }
 }
 
 /// Keys say which environment they are for: `pdl_live_apikey_…`, `pdl_sdbx_apikey_…`.
-fn mismatch(key: &str, host: &str) -> Option<&'static str> {
+fn mismatch(key: &str, host: &str) -> Option<(&'static str, &'static str)> {
     let (live, sandbox) = ("api.paddle.com", "sandbox-api.paddle.com");
     if key.starts_with("pdl_sdbx_") && host == live {
-        Some(
-            "paddle.billing.api_key is a key of the sandbox; set paddle.billing.api_url to https://sandbox-api.paddle.com",
-        )
+        let remedy = "set paddle.billing.api_url to https://sandbox-api.paddle.com, or the key to a live one";
+        Some(("paddle.billing.api_key is a key of the sandbox, paddle.billing.api_url is the live one's", remedy))
     } else if key.starts_with("pdl_live_") && host == sandbox {
-        Some("paddle.billing.api_key is a live key; set paddle.billing.api_url to https://api.paddle.com")
+        let remedy = "set paddle.billing.api_url to https://api.paddle.com, or the key to one of the sandbox";
+        Some(("paddle.billing.api_key is a live key, paddle.billing.api_url is the sandbox's", remedy))
     } else {
         None
     }

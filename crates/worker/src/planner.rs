@@ -6,8 +6,11 @@ use std::time::Duration;
 use oarlock_outbox::planning::Batch;
 use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
+use oarlock_service::trace::{Opening, Role};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Level, Span};
 
 use crate::plan::{self, Policy};
 use crate::wake::Bells;
@@ -79,8 +82,32 @@ async fn plan_one(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<(), s
 
 /// Plans the alerts, and wakes whoever has something to do about them.
 async fn commit(batch: Batch, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
+    // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
+    let is_seen = tracing::enabled!(Level::DEBUG);
+    let spans: Vec<Span> = batch
+        .alerts
+        .iter()
+        .zip(&batch.traces)
+        .filter(|_| is_seen)
+        .map(|(alert, place)| {
+            let opening = Opening::after(*place);
+            let span = tracing::debug_span!(
+                "plan",
+                alert.id = alert.alert_id,
+                alert.source = alert.source.as_str(),
+                outbox_id = %alert.id,
+                trace_id = opening.trace_id(),
+                otel.kind = Empty,
+            );
+            opening.open(&span, Role::Consumer);
+            span
+        })
+        .collect();
     let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
     batch.commit(&plan).await?;
+    for span in &spans {
+        tracing::debug!(parent: span, "planned");
+    }
     for destination in plan.destinations() {
         bells.of(destination).notify_one();
     }

@@ -11,14 +11,26 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Meaning};
+use crate::finding::{Finding, Trouble, Vendor, round, until};
 use crate::http::{self, Answer};
-use crate::outcome::{Finding, InviteOutcome};
+use crate::outcome::InviteOutcome;
 
 /// `invite_limit_reached`: Slack stops a workspace that invites many in a burst, and does not say for how long.
 const INVITE_LIMIT_PAUSE: Duration = Duration::from_secs(30 * 60);
 
 /// `connection_limit_exceeded_pending`: this customer has an invitation that waits for them, so there is no hurry.
 const PENDING_INVITE_WAIT: Duration = Duration::from_secs(6 * 60 * 60);
+
+const VENDOR: Vendor = Vendor {
+    name: "Slack",
+    address: "slack.base_url",
+    status: "https://slack-status.com",
+    token: NEW_TOKEN,
+    scopes: NEW_TOKEN,
+};
+
+const NEW_TOKEN: &str = "install the app again as docs/setup.md#slack says, put its token where slack.token or slack.token_file \
+                         has it, and restart the workers";
 
 #[derive(Debug, Clone)]
 pub struct Slack {
@@ -73,23 +85,64 @@ impl Slack {
     }
 
     /// Whether the token is good for the configured way of inviting. Reads only.
+    ///
+    /// No call that invites can be tried without inviting, and the calls that look at a channel take scopes that inviting does
+    /// not: so whether a channel is open shows with the first invitation.
     pub async fn check(&self) -> Vec<Finding> {
-        vec![Finding::new("slack: token", self.token().await)]
+        let (answer, identity) = match until(round(), self.identity()).await {
+            Ok(known) => known,
+            Err(failure) if failure.http_status.is_none() => {
+                return vec![Finding::new("slack.address", Err(VENDOR.trouble(&failure, "")))];
+            }
+            Err(failure) => return vec![Finding::new("slack.credentials", Err(VENDOR.trouble(&failure, NEW_TOKEN)))],
+        };
+        let accepted = format!("accepted for the workspace {:?}", identity.team.as_deref().unwrap_or_default());
+        let mut findings = vec![
+            Finding::new("slack.credentials", Ok(accepted)),
+            Finding::new("slack.scopes", self.method.judge_scopes(answer.header("x-oauth-scopes"), &identity)),
+        ];
+        if let Method::AdminInvite { team_id, .. } = &self.method {
+            findings.push(Finding::about("slack.team", team_id, judge_team(team_id, &identity)));
+        }
+        for channel in self.method.channels() {
+            findings.push(Finding::about("slack.channel", channel, judge_channel(channel)));
+        }
+        findings
     }
 
-    async fn token(&self) -> Result<String, Failure> {
+    async fn identity(&self) -> Result<(Answer, Identity), Failure> {
         let answer = http::send(self.http.post("auth.test")).await?;
         outcome(&answer, "auth.test")?;
-        let identity: Identity = answer.json("auth.test")?;
-        // Slack lists a token's scopes in this header of every answer.
-        if let (Some(scope), Some(scopes)) = (self.method.scope(), answer.header("x-oauth-scopes"))
-            && !scopes.split(',').any(|held| held.trim() == scope)
-        {
-            let said = format!("{} needs the scope {scope}; the token has: {scopes}", self.method.name());
-            return Err(answer.meaning(Meaning::Configuration, "auth.test", &said));
-        }
-        Ok(format!("accepted for the workspace {:?}", identity.team.unwrap_or_default()))
+        let identity = answer.json("auth.test")?;
+        Ok((answer, identity))
     }
+}
+
+/// A token of a whole organization does not say which workspaces the app may act in.
+fn judge_team(team_id: &str, identity: &Identity) -> Result<String, Trouble> {
+    match identity.team_id.as_deref() {
+        _ if identity.is_enterprise_install == Some(true) => {
+            Ok("not compared: the token is one of the whole organization".to_owned())
+        }
+        Some(found) if found.starts_with('T') && found != team_id => Err(Trouble::new(
+            format!("the token is one of the workspace {found}"),
+            "set slack.team_id to that, or slack.token to a token of this workspace or of the organization",
+        )),
+        Some(found) if found == team_id => Ok("the token is one of it".to_owned()),
+        _ => Ok("not compared: Slack does not tell whose the token is".to_owned()),
+    }
+}
+
+fn judge_channel(id: &str) -> Result<String, Trouble> {
+    let is_id = id.len() > 1
+        && id.starts_with(['C', 'G'])
+        && id.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    if is_id {
+        return Ok("an id by its form; whether the channel is open shows with the first invitation".to_owned());
+    }
+    let remedy =
+        "let slack.channel_ids have the channel's id, such as C0123456789: it is at the end of About in its details";
+    Err(Trouble::new("not the id of a channel", remedy))
 }
 
 impl Method {
@@ -101,12 +154,44 @@ impl Method {
         }
     }
 
-    fn scope(&self) -> Option<&'static str> {
+    /// Any of these will do.
+    fn scopes(&self) -> &'static [&'static str] {
         match self {
-            Self::AdminInvite { .. } => Some("admin.users:write"),
-            Self::Connect { .. } => Some("conversations.connect:write"),
-            // Legacy tokens have none of today's scopes.
-            Self::LegacyInvite { .. } => None,
+            Self::AdminInvite { .. } => &["admin.users:write"],
+            Self::Connect { .. } => &["conversations.connect:write"],
+            // Those of legacy tokens, which have none of today's.
+            Self::LegacyInvite { .. } => &["client", "admin"],
+        }
+    }
+
+    fn channels(&self) -> impl Iterator<Item = &str> {
+        let ids = match self {
+            Self::AdminInvite { channel_ids, .. } => channel_ids.as_str(),
+            Self::Connect { channel } => channel,
+            Self::LegacyInvite { channels } => channels.as_deref().unwrap_or_default(),
+        };
+        ids.split(',').filter(|id| !id.is_empty())
+    }
+
+    /// `held`: Slack lists a token's scopes in a header of every answer.
+    fn judge_scopes(&self, held: Option<&str>, identity: &Identity) -> Result<String, Trouble> {
+        let (name, wanted) = (self.name(), self.scopes());
+        if let (Self::AdminInvite { .. }, Some(_)) = (self, &identity.bot_id) {
+            let remedy = "put the app's user token (xoxp-…) in place of its bot token (xoxb-…)";
+            return Err(Trouble::new(format!("{name} takes a person's token, and this one is a bot's"), remedy));
+        }
+        let Some(held) = held else { return Ok("not told by Slack".to_owned()) };
+        match wanted.iter().find(|scope| held.split(',').any(|one| one.trim() == **scope)) {
+            Some(scope) => Ok(format!("{scope} is there")),
+            None => Err(Trouble::new(
+                format!("{name} needs the scope {}; the token has: {held}", wanted.join(" or ")),
+                match self {
+                    Self::AdminInvite { .. } | Self::Connect { .. } => {
+                        "add the scope to the app (OAuth & Permissions), install it again, and put the new token in place"
+                    }
+                    Self::LegacyInvite { .. } => "take a legacy token of an administrator, or another slack.mode",
+                },
+            )),
         }
     }
 }
@@ -152,6 +237,10 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Identity {
     team: Option<String>,
+    team_id: Option<String>,
+    /// Of a bot's token only.
+    bot_id: Option<String>,
+    is_enterprise_install: Option<bool>,
 }
 
 /// What an answer of `method` means.
@@ -330,6 +419,33 @@ mod tests {
         check(403, &[], "<html>", configuration);
         check(404, &[], "<html>", configuration);
         check(400, &[], "", Err(Meaning::Unknown));
+    }
+
+    #[test]
+    fn whose_token_it_is() {
+        let of = |team: &str, bot: Option<&str>, whole| Identity {
+            team: None,
+            team_id: Some(team.to_owned()),
+            bot_id: bot.map(str::to_owned),
+            is_enterprise_install: whole,
+        };
+        assert!(judge_team("T1", &of("T1", None, None)).is_ok());
+        assert!(judge_team("T1", &of("T2", None, Some(false))).is_err());
+        assert!(judge_team("T1", &of("T2", None, Some(true))).is_ok_and(|found| found.starts_with("not compared")));
+        assert!(judge_team("T1", &of("E1", None, None)).is_ok_and(|found| found.starts_with("not compared")));
+        for (id, is_id) in [("C1", true), ("G0123456789", true), ("#support", false), ("support", false), ("C", false)]
+        {
+            assert_eq!(judge_channel(id).is_ok(), is_id, "{id}");
+        }
+        let admin = Method::AdminInvite { team_id: "T1".to_owned(), channel_ids: "C1".to_owned() };
+        let person = of("T1", None, None);
+        assert!(admin.judge_scopes(Some("identify, admin.users:write"), &person).is_ok());
+        assert!(admin.judge_scopes(Some("admin.users:write"), &of("T1", Some("B1"), None)).is_err());
+        let trouble = admin.judge_scopes(Some("identify"), &person).unwrap_err();
+        assert_eq!(trouble.problem, "admin.users.invite needs the scope admin.users:write; the token has: identify");
+        let legacy = Method::LegacyInvite { channels: None };
+        assert!(legacy.judge_scopes(Some("identify,admin"), &person).is_ok());
+        assert!(legacy.judge_scopes(Some("identify"), &person).is_err());
     }
 
     #[test]

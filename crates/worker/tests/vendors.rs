@@ -6,8 +6,9 @@ use std::time::Duration;
 use oarlock_sandbox::{Edition, Fault, Options, Sandbox};
 use oarlock_service::config::{self, JiraAccess, JiraEdition, Membership, SlackMode};
 use oarlock_worker::failure::{Failure, Meaning};
+use oarlock_worker::finding::Finding;
 use oarlock_worker::jira::{AccountId, Jira};
-use oarlock_worker::outcome::{Added, Finding, InviteOutcome, Removed};
+use oarlock_worker::outcome::{Added, InviteOutcome, Removed};
 use oarlock_worker::paddle::Paddle;
 use oarlock_worker::slack::Slack;
 
@@ -85,7 +86,7 @@ fn all_well(findings: &[Finding]) {
 }
 
 fn wrong(findings: Vec<Finding>) -> Vec<String> {
-    findings.into_iter().filter(|finding| finding.result.is_err()).map(|finding| finding.what).collect()
+    findings.into_iter().filter(|finding| finding.result.is_err()).map(|finding| finding.name()).collect()
 }
 
 #[tokio::test]
@@ -249,12 +250,12 @@ async fn jira_names_what_the_configuration_has_wrong() {
             assert!(result.as_ref().is_err_and(|failure| failure.detail().contains("service desk 3")), "{result:?}");
             assert_eq!(meaning(result), Meaning::Configuration);
         }
-        let missing = ["jira: service desk 3", "jira: group \"commercial-support\"", "jira: organization 17"];
+        let missing = ["jira.service_desk 3", "jira.group commercial-support", "jira.organization 17"];
         assert_eq!(wrong(jira.check().await), missing);
 
         site.lack_permission(true);
         assert_eq!(meaning(jira.invite("bob@example.com", None).await), Meaning::Configuration);
-        assert!(wrong(jira.check().await).contains(&"jira: people are visible".to_owned()));
+        assert!(wrong(jira.check().await).contains(&"jira.search".to_owned()));
     }
 }
 
@@ -270,7 +271,7 @@ async fn jira_says_that_a_token_is_wrong() {
             "{result:?}"
         );
         assert_eq!(meaning(result), Meaning::Configuration);
-        assert!(wrong(jira.check().await).contains(&"jira: credentials".to_owned()));
+        assert!(wrong(jira.check().await).contains(&"jira.credentials".to_owned()));
         let shown = format!("{jira:?}");
         assert!(!shown.contains('@') && !shown.contains("-token"), "{shown}");
     }
@@ -289,7 +290,10 @@ async fn jira_of_the_other_edition_is_seen() {
     };
     for settings in [cloud, data_center] {
         let jira = Jira::new(&settings, TIMEOUT).expect("good settings");
-        assert!(wrong(jira.check().await).contains(&"jira: edition".to_owned()));
+        // Whoever does not know us says nothing else.
+        let findings = jira.check().await;
+        let trouble = findings[0].result.as_ref().expect_err("it is not what it should be");
+        assert!(findings.len() == 1 && trouble.remedy.contains("jira.edition"), "{findings:?}");
     }
 }
 
@@ -414,7 +418,7 @@ async fn slack_invites_in_three_ways() {
         assert_eq!(meaning(slack.invite("bob@example.com").await), Meaning::Configuration);
         sandbox.slack().set_token("another");
         assert_eq!(meaning(slack.invite("bob@example.com").await), Meaning::Configuration);
-        assert_eq!(wrong(slack.check().await), ["slack: token"]);
+        assert_eq!(wrong(slack.check().await), ["slack.credentials"]);
     }
 }
 
@@ -467,5 +471,5 @@ async fn paddle_knows_its_customers() {
     }
     sandbox.paddle().set_api_key("another");
     assert_eq!(meaning(paddle.customer("ctm_1").await), Meaning::Configuration);
-    assert_eq!(wrong(paddle.check().await), ["paddle: API key"]);
+    assert_eq!(wrong(paddle.check().await), ["paddle.credentials"]);
 }

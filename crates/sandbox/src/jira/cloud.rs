@@ -39,10 +39,11 @@ fn authenticated(site: &Site, request: &Request) -> bool {
 
 fn platform(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, Answer> {
     let lacks_permission = site.behaviour.lacks_permission;
-    let permitted = || {
-        let refusal = platform_error(403, "You do not have the permission to do this.");
-        if lacks_permission { Err(refusal) } else { Ok(()) }
-    };
+    let refusal = || platform_error(403, "You do not have the permission to do this.");
+    let permitted = || if lacks_permission { Err(refusal()) } else { Ok(()) };
+    // Who is in a group is for site administrators to say.
+    let site_admin = site.is_administrator("site-admin");
+    let administers = || if lacks_permission || !site_admin { Err(refusal()) } else { Ok(()) };
     match (request.method.as_str(), request.segments().as_slice()) {
         ("GET", ["rest", "api", "3", "myself"]) => {
             let caller = site.account_of(&site.user).ok_or_else(|| platform_error(401, "The account is gone."))?;
@@ -64,10 +65,15 @@ fn platform(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, A
             permitted()?;
             let names: Vec<_> = request.query_all("groupName").collect();
             let ids: Vec<_> = request.query_all("groupId").collect();
+            let access = request.query("accessType");
+            if access.is_some_and(|access| !matches!(access, "site-admin" | "admin" | "user")) {
+                return Err(platform_error(400, "'accessType' is not valid."));
+            }
             let wanted = |group: &&Group| {
-                (names.is_empty() && ids.is_empty())
+                let named = (names.is_empty() && ids.is_empty())
                     || names.contains(&group.name.as_str())
-                    || ids.contains(&group.id.as_str())
+                    || ids.contains(&group.id.as_str());
+                named && access.is_none_or(|access| group.access == Some(access))
             };
             let groups = site.groups.values().filter(wanted);
             let details = groups.map(|group| json!({ "groupId": group.id, "name": group.name })).collect();
@@ -81,11 +87,11 @@ fn platform(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, A
             platform_page(jira, request, members.map(|account| user(jira, account)).collect())
         }
         ("POST", ["rest", "api", "3", "group", "user"]) => {
-            permitted()?;
+            administers()?;
             add_to_group(jira, site, request)
         }
         ("DELETE", ["rest", "api", "3", "group", "user"]) => {
-            permitted()?;
+            administers()?;
             remove_from_group(site, request)
         }
         _ => Err(platform_error(404, "There is no such resource.")),

@@ -13,7 +13,9 @@ use crate::exchange::{Answer, Request};
 
 pub(crate) fn answer(jira: &Jira, request: &Request) -> Answer {
     jira.change(|site| {
-        if !authenticated(site, request) {
+        // Which version it is, it tells everybody.
+        let public = request.method == "GET" && request.path == "/rest/api/2/serverInfo";
+        if !public && !authenticated(site, request) {
             let message = "You are not authenticated. Authentication required to perform this operation.";
             return error_for(&request.path, 401, "sd.error.unauthenticated", message);
         }
@@ -34,11 +36,11 @@ fn authenticated(site: &Site, request: &Request) -> bool {
 
 fn route(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, Answer> {
     let lacks_permission = site.behaviour.lacks_permission;
-    let permitted = || {
-        let refusal =
-            error_for(&request.path, 403, "sd.error.permission", "You do not have the permission to do this.");
-        if lacks_permission { Err(refusal) } else { Ok(()) }
-    };
+    let refusal = || error_for(&request.path, 403, "sd.error.permission", "You do not have the permission to do this.");
+    let permitted = || if lacks_permission { Err(refusal()) } else { Ok(()) };
+    // Groups, and making customers, are for Jira's administrators.
+    let administrator = site.is_administrator("admin");
+    let administers = || if lacks_permission || !administrator { Err(refusal()) } else { Ok(()) };
     let segments = request.segments();
     let path = segments.strip_prefix(&["rest"]).unwrap_or_default();
     match (request.method.as_str(), path) {
@@ -56,20 +58,20 @@ fn route(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, Answ
             }
         }
         ("POST", ["api", "2", "user"]) => {
-            permitted()?;
+            administers()?;
             create_user(jira, site, request)
         }
         ("GET", ["api", "2", "user", "search"]) => search(jira, site, request),
         ("POST", ["api", "2", "group", "user"]) => {
-            permitted()?;
+            administers()?;
             add_to_group(jira, site, request)
         }
         ("DELETE", ["api", "2", "group", "user"]) => {
-            permitted()?;
+            administers()?;
             remove_from_group(site, request)
         }
         ("GET", ["api", "2", "group", "member"]) => {
-            permitted()?;
+            administers()?;
             let inactive_too = request.query("includeInactiveUsers") == Some("true");
             let group = site.groups.get(required(request, "groupname")?).ok_or_else(no_such_group)?;
             let members = site.accounts_in(&group.members).filter(|account| account.active || inactive_too);
@@ -80,7 +82,7 @@ fn route(jira: &Jira, site: &mut Site, request: &Request) -> Result<Answer, Answ
             Ok(Answer::json(200, info))
         }
         ("POST", ["servicedeskapi", "customer"]) => {
-            permitted()?;
+            administers()?;
             let body = object(request, &["email", "fullName"])?;
             let (email, name) = (text(body, "email"), text(body, "fullName"));
             if name.is_empty() {

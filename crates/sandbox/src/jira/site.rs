@@ -77,6 +77,8 @@ pub(super) struct Organization {
 pub(super) struct Group {
     pub(super) id: String,
     pub(super) name: String,
+    /// What being in it allows: `site-admin` or `admin`.
+    pub(super) access: Option<&'static str>,
     pub(super) members: BTreeSet<String>,
 }
 
@@ -117,7 +119,16 @@ impl Site {
             Edition::Cloud => site.new_id(edition, "bot@acme.example", AccountKind::Atlassian),
             Edition::DataCenter => user.to_owned(),
         };
-        site.insert_account(bot, "bot@acme.example", "Support Bot", AccountKind::Atlassian);
+        site.insert_account(bot.clone(), "bot@acme.example", "Support Bot", AccountKind::Atlassian);
+        let administrators: &[_] = match edition {
+            Edition::Cloud => &[("site-admins", "site-admin"), ("jira-admins-acme", "admin")],
+            Edition::DataCenter => &[("jira-administrators", "admin")],
+        };
+        for (name, access) in administrators {
+            site.add_group(name);
+            site.groups.entry((*name).to_owned()).and_modify(|group| group.access = Some(access));
+        }
+        site.promote(&bot);
         site.add_desk("3", "SUP");
         site.add_group("commercial-support");
         site.organizations.insert("17".to_owned(), Organization::new("17", "Commercial customers"));
@@ -162,6 +173,22 @@ impl Site {
         self.accounts.insert(id, account);
     }
 
+    /// Puts the account into every group of administrators.
+    pub(super) fn promote(&mut self, account: &str) {
+        for group in self.groups.values_mut().filter(|group| group.access.is_some()) {
+            group.members.insert(account.to_owned());
+        }
+    }
+
+    /// Whether the account of the token is in a group that gives this access, or one that gives more.
+    pub(super) fn is_administrator(&self, access: &str) -> bool {
+        let caller = self.accounts.values().find(|account| same(&account.email, &self.user) || account.id == self.user);
+        caller.is_some_and(|caller| {
+            let gives = |group: &&Group| group.access == Some(access) || group.access == Some("site-admin");
+            self.groups.values().filter(gives).any(|group| group.members.contains(&caller.id))
+        })
+    }
+
     pub(super) fn number(&mut self) -> u32 {
         self.next += 1;
         self.next
@@ -171,6 +198,7 @@ impl Site {
         self.groups.entry(name.to_owned()).or_insert_with(|| Group {
             id: Uuid::now_v7().to_string(),
             name: name.to_owned(),
+            access: None,
             members: BTreeSet::new(),
         });
     }

@@ -10,15 +10,28 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use oarlock_service::config::{self, Membership};
 use reqwest::RequestBuilder;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, Found, Invited, Page, Said, account_gone, name, read, said, unproved};
+use super::{AccountId, Found, Invited, Page, Said, account_gone, entrance, name, read, said, unproved};
 use crate::failure::{Failure, Meaning};
+use crate::finding::{Finding, Vendor, round, until};
 use crate::http::{self, send};
-use crate::outcome::{Added, Finding, InviteOutcome, Removed};
+use crate::outcome::{Added, InviteOutcome, Removed};
+
+const VENDOR: Vendor = Vendor {
+    name: "Jira",
+    address: "jira.base_url",
+    status: "https://jira-service-management.status.atlassian.com",
+    token: "see that jira.edition is right; make a new token for the account of jira.user (id.atlassian.com, Security, API tokens), put it where jira.token or \
+            jira.token_file has it, and restart the workers",
+    scopes: "set jira.base_url to https://api.atlassian.com/ex/jira/CLOUD_ID and make a token that has all the scopes of \
+             docs/setup.md#jira-cloud, or one without scopes",
+};
 
 #[derive(Clone)]
 pub(super) struct Client {
@@ -311,36 +324,74 @@ impl Client {
     }
 
     pub(super) async fn check(&self, access: &BTreeSet<Membership>) -> Vec<Finding> {
-        let mut findings = vec![
-            Finding::new("jira: edition", self.edition().await),
-            Finding::new("jira: credentials", self.credentials().await),
-        ];
+        let deadline = round();
+        let (edition, myself) = tokio::join!(until(deadline, self.edition()), until(deadline, self.myself()));
+        let account = myself.as_ref().map(|account| format!("accepted, account {}", account.as_str()));
+        let mut findings = entrance(&VENDOR, edition, account.map_err(Clone::clone));
         // Anything after this would only repeat what is wrong.
-        if findings.iter().any(|finding| finding.result.is_err()) {
+        let (Ok(myself), true) = (myself, findings.iter().all(|finding| finding.result.is_ok())) else {
             return findings;
+        };
+        let deadline = round();
+        let finding = |check, subject: Option<&str>, result: Result<String, Failure>, remedy: &str| Finding {
+            check,
+            subject: subject.map(str::to_owned),
+            result: result.map_err(|failure| VENDOR.trouble(&failure, remedy)),
+        };
+        let desk = async {
+            let id = self.service_desk.as_deref()?;
+            let found = until(deadline, self.sees_service_desk(id)).await;
+            let remedy = "set jira.service_desk_id to one that GET /rest/servicedeskapi/servicedesk lists, and let the token's \
+                          account into its project";
+            Some(finding("jira.service_desk", Some(id), found, remedy))
+        };
+        let (people, desk, invites, groups) = tokio::join!(
+            until(deadline, self.sees_people()),
+            desk,
+            until(deadline, self.may_invite(&myself)),
+            until(deadline, self.may_change_groups(&myself)),
+        );
+        let remedy = "give the token's account the global permission \"Browse users and groups\"";
+        findings.push(finding("jira.search", None, people, remedy));
+        let can_be_invited_to = desk.as_ref().is_none_or(|desk| desk.result.is_ok());
+        findings.extend(desk);
+        if can_be_invited_to {
+            let remedy = "make the token's account Jira administrator, and administrator of the service desk's project";
+            findings.push(finding("jira.invite", None, invites, remedy));
         }
-        findings.push(Finding::new("jira: people are visible", self.sees_people().await));
-        if let Some(id) = &self.service_desk {
-            findings.push(Finding::new(format!("jira: service desk {id}"), self.sees_service_desk(id).await));
+        if access.iter().any(|membership| matches!(membership, Membership::Group(_))) {
+            let remedy = "put the token's account into the group of site administrators (admin.atlassian.com), or let \
+                          jira.access name organizations instead";
+            findings.push(finding("jira.change_groups", None, groups, remedy));
         }
-        for membership in access {
-            let result = match membership {
-                Membership::Group(name) => self.look_up_group(name).await.map(|id| format!("id {id}")),
-                Membership::Organization(id) => self.organization(id).await.map(|found| found.name.unwrap_or_default()),
-            };
-            findings.push(Finding::new(format!("jira: {}", name(membership)), result));
-        }
+        let memberships = stream::iter(access).map(async |membership| match membership {
+            Membership::Group(name) => {
+                let found = until(deadline, self.look_up_group(name)).await.map(|id| format!("there, id {id}"));
+                let remedy = "make the group, or correct its name in jira.access (upper and lower case count)";
+                finding("jira.group", Some(name), found, remedy)
+            }
+            Membership::Organization(id) => {
+                let found = until(deadline, self.sees_organization(id)).await;
+                let remedy = "correct the number in jira.access (GET /rest/servicedeskapi/organization lists them), and make the \
+                              token's account agent or administrator of a service desk";
+                finding("jira.organization", Some(id), found, remedy)
+            }
+        });
+        findings.extend(memberships.buffered(Self::SIDE_BY_SIDE).collect::<Vec<_>>().await);
         findings
     }
+
+    /// Requests of `check` at once: far below what Jira bears.
+    const SIDE_BY_SIDE: usize = 8;
 
     async fn edition(&self) -> Result<String, Failure> {
         let answer = send(self.http.get("rest/api/3/serverInfo")).await?;
         super::edition(&answer, "Cloud", "cloud")
     }
 
-    async fn credentials(&self) -> Result<String, Failure> {
+    async fn myself(&self) -> Result<AccountId, Failure> {
         let answer = send(self.http.get("rest/api/3/myself")).await?;
-        read::<User>(&answer, "asking who we are").map(|user| format!("accepted, account {}", user.account_id))
+        read::<User>(&answer, "asking who we are").map(Into::into)
     }
 
     /// Without the permission a search is a success that finds nobody.
@@ -361,6 +412,76 @@ impl Client {
             return Err(self.no_service_desk(&failure, what));
         }
         read::<ServiceDesk>(&answer, what).map(|desk| format!("project {}", desk.project_key.unwrap_or_default()))
+    }
+
+    /// The list of customers is shown to the service desk's staff alone. To invite takes an administrator of Jira besides;
+    /// Jira tells which groups make one, but not of an account that was made one in another way.
+    async fn may_invite(&self, myself: &AccountId) -> Result<String, Failure> {
+        if let Some(desk) = &self.service_desk {
+            let what = "looking at the customers of the service desk";
+            let request = self.http.get(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
+            let answer = send(request.query(&[("limit", "1")])).await?;
+            match said(&answer, what)? {
+                Said::NotFound(failure) => return Err(self.no_service_desk(&failure, what)),
+                other => other.done()?,
+            }
+        }
+        let mine = self.groups_of(myself).await?;
+        for access in ["admin", "site-admin"] {
+            let making = self.groups_with(access).await?.unwrap_or_default();
+            if let Some(group) = mine.iter().find(|group| making.contains(&group.group_id)) {
+                return Ok(format!("may invite: administrator by the group {:?}", group.name));
+            }
+        }
+        Ok("may see the customers; not proven that it may invite, since none of its groups makes it a Jira administrator: if \
+            the first invitation is refused (403), make it one"
+            .to_owned())
+    }
+
+    async fn may_change_groups(&self, myself: &AccountId) -> Result<String, Failure> {
+        let mine = self.groups_of(myself).await?;
+        let Some(making) = self.groups_with("site-admin").await?.filter(|making| !making.is_empty()) else {
+            return Ok("not proven: Jira does not tell which groups make a site administrator".to_owned());
+        };
+        match mine.iter().find(|group| making.contains(&group.group_id)) {
+            Some(group) => Ok(format!("may change groups: site administrator by the group {:?}", group.name)),
+            None => {
+                let detail =
+                    "the token's account is in no group of site administrators, and only these may change groups";
+                Err(Failure::new(Meaning::Configuration, None, detail))
+            }
+        }
+    }
+
+    async fn groups_of(&self, account: &AccountId) -> Result<Vec<Group>, Failure> {
+        let request = self.http.get("rest/api/3/user/groups").query(&[("accountId", account.as_str())]);
+        read(&send(request).await?, "asking for our own groups")
+    }
+
+    /// The ids of the groups that give this kind of access. None: Jira says that it cannot tell.
+    async fn groups_with(&self, access: &str) -> Result<Option<Vec<String>>, Failure> {
+        let mut ids = Vec::new();
+        let mut start = Some(0);
+        while let Some(at) = start {
+            let query = [("accessType", access), ("startAt", &at.to_string()), ("maxResults", "50")];
+            let answer = send(self.http.get("rest/api/3/group/bulk").query(&query)).await?;
+            if matches!(answer.status, 400 | 500) {
+                return Ok(None);
+            }
+            let page: Page<Group> = read(&answer, "asking which groups administer")?;
+            start = page.next(at);
+            ids.extend(page.values.into_iter().map(|group| group.group_id));
+        }
+        Ok(Some(ids))
+    }
+
+    /// Its people are shown to those who may add some.
+    async fn sees_organization(&self, id: &str) -> Result<String, Failure> {
+        let what = format!("looking at the people of organization {id}");
+        let organization = self.organization(id).await?;
+        let request = self.http.get(&format!("rest/servicedeskapi/organization/{id}/user")).query(&[("limit", "1")]);
+        said(&send(request).await?, &what)?.done()?;
+        Ok(format!("there: {:?}", organization.name.unwrap_or_default()))
     }
 }
 

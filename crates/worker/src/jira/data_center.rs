@@ -8,14 +8,26 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use oarlock_service::config::{self, Membership};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, Found, Invited, Page, Said, account_gone, name, read, said, unproved};
+use super::{AccountId, Found, Invited, Page, Said, account_gone, entrance, name, read, said, unproved};
 use crate::failure::{Failure, Meaning};
+use crate::finding::{Finding, Vendor, round, until};
 use crate::http::{self, send};
-use crate::outcome::{Added, Finding, InviteOutcome, Removed};
+use crate::outcome::{Added, InviteOutcome, Removed};
+
+const VENDOR: Vendor = Vendor {
+    name: "Jira",
+    address: "jira.base_url",
+    status: "its log, or ask its administrators",
+    token: "see that jira.edition is right; make a new personal access token (profile, Personal access tokens), put it where jira.token or jira.token_file has \
+            it, without jira.user, and restart the workers",
+    scopes: "make a token that has all rights of its user",
+};
 
 #[derive(Debug, Clone)]
 pub(super) struct Client {
@@ -267,24 +279,68 @@ impl Client {
     }
 
     pub(super) async fn check(&self, access: &BTreeSet<Membership>) -> Vec<Finding> {
-        let myself = self.myself().await;
-        let mut findings = vec![
-            Finding::new("jira: edition", self.edition().await),
-            Finding::new("jira: credentials", myself.as_ref().map(|_| "accepted".to_owned()).map_err(Clone::clone)),
-        ];
+        let deadline = round();
+        let (edition, myself) = tokio::join!(until(deadline, self.edition()), until(deadline, self.myself()));
+        let account = myself.as_ref().map(|_| "accepted".to_owned()).map_err(Clone::clone);
+        let mut findings = entrance(&VENDOR, edition, account);
         // Anything after this would only repeat what is wrong.
         let (Ok(myself), true) = (myself, findings.iter().all(|finding| finding.result.is_ok())) else {
             return findings;
         };
-        findings.push(Finding::new("jira: people are visible", self.sees_people(&myself).await));
-        if let Some(id) = &self.service_desk {
-            findings.push(Finding::new(format!("jira: service desk {id}"), self.sees_service_desk(id).await));
-        }
-        for membership in access {
-            let result = self.members(membership, 0, "1", "looking up").await.map(|_| "there".to_owned());
-            findings.push(Finding::new(format!("jira: {}", name(membership)), result));
-        }
+        let deadline = round();
+        let finding = |check, subject: Option<&str>, result: Result<String, Failure>, remedy: &str| Finding {
+            check,
+            subject: subject.map(str::to_owned),
+            result: result.map_err(|failure| VENDOR.trouble(&failure, remedy)),
+        };
+        let desk = async {
+            let id = self.service_desk.as_deref()?;
+            let found = until(deadline, self.sees_service_desk(id)).await;
+            let remedy = "set jira.service_desk_id to one that GET /rest/servicedeskapi/servicedesk lists, and make the token's \
+                          account administrator of its project";
+            Some(finding("jira.service_desk", Some(id), found, remedy))
+        };
+        let (people, desk, invites) =
+            tokio::join!(until(deadline, self.sees_people(&myself)), desk, until(deadline, self.may_invite()));
+        let remedy = "give the token's account the global permission \"Browse users\"";
+        findings.push(finding("jira.search", None, people, remedy));
+        findings.extend(desk);
+        let administer = "give the token's account the global permission \"Jira administrators\"";
+        findings.push(finding("jira.invite", None, invites, administer));
+        let memberships = stream::iter(access).map(async |membership| {
+            let found =
+                until(deadline, self.members(membership, 0, "1", "looking up")).await.map(|_| "there".to_owned());
+            // Missing, or not allowed: what is to be done is not the same.
+            let is_missing = found.as_ref().is_err_and(|failure| failure.http_status == Some(404));
+            match membership {
+                Membership::Group(name) => {
+                    let remedy = "make the group, or correct its name in jira.access (upper and lower case count)";
+                    finding("jira.group", Some(name), found, if is_missing { remedy } else { administer })
+                }
+                Membership::Organization(id) => {
+                    let remedy = "correct the number in jira.access: GET /rest/servicedeskapi/organization lists them";
+                    let staff = "make the token's account administrator of a service desk's project";
+                    finding("jira.organization", Some(id), found, if is_missing { remedy } else { staff })
+                }
+            }
+        });
+        findings.extend(memberships.buffered(Self::SIDE_BY_SIDE).collect::<Vec<_>>().await);
         findings
+    }
+
+    /// Requests of `check` at once.
+    const SIDE_BY_SIDE: usize = 4;
+
+    /// To make a customer takes an administrator of Jira, and only to one does Jira say who is in a group: also that there is
+    /// none of the name that administrators have unless somebody changed it.
+    async fn may_invite(&self) -> Result<String, Failure> {
+        let what = "looking into the group of administrators";
+        let query = [("groupname", "jira-administrators"), ("maxResults", "1")];
+        match said(&send(self.http.get("rest/api/2/group/member").query(&query)).await?, what)? {
+            Said::NotFound(_) => {}
+            other => other.done()?,
+        }
+        Ok("may make customers: administrator".to_owned())
     }
 
     async fn edition(&self) -> Result<String, Failure> {

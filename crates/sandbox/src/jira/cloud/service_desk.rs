@@ -126,6 +126,9 @@ fn experimental(request: &Request) -> Result<(), Answer> {
 }
 
 fn create_customer(site: &mut Site, request: &Request) -> Result<String, Answer> {
+    if !site.is_administrator("admin") {
+        return Err(desk_error(403, "sd.error.permission", "You do not have the permission to do this."));
+    }
     let body = object(request, &["email", "displayName", "fullName"])?;
     let text = |field| body.get(field).and_then(Value::as_str).unwrap_or_default().trim();
     // `fullName` is the deprecated spelling, and the invitation does not have it.
