@@ -38,7 +38,7 @@ const ALERTS: u32 = 100;
 
 /// Rows read for each alert, of which each has three actions: through indexes, and one after the other.
 async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
-    sqlx::raw_sql("select pg_stat_reset()").execute(oarlock.pool()).await.unwrap();
+    sqlx::raw_sql("select pg_stat_reset()").execute(oarlock.pool()).await.expect("the statement is right");
     oarlock.start_worker().await;
     let email = |n| format!("{customers}-{n}@example.com");
     for n in 0..ALERTS {
@@ -65,7 +65,7 @@ async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
     )
     .fetch_one(oarlock.pool())
     .await
-    .unwrap();
+    .expect("the query is right");
     let each = |rows: i64| rows as f64 / f64::from(ALERTS);
     (each(through_indexes), each(in_order))
 }
@@ -77,21 +77,22 @@ async fn a_large_table_behind_the_work_is_not_read() {
     let tables = "outbox, outbox_action, outbox_attempt, subscription, subscription_alert, customer, membership";
     for table in tables.split(", ") {
         let statement = format!("alter table {table} set (autovacuum_enabled = false)");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.expect("the statement is right");
     }
-    sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.unwrap();
+    sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.expect("the statement is right");
     let (through_indexes, in_order) = reads_per_alert(&mut oarlock, "before").await;
     println!("empty: {through_indexes} rows an alert through indexes, {in_order} in order");
 
-    sqlx::raw_sql(HISTORY).execute(oarlock.pool()).await.unwrap();
+    sqlx::raw_sql(HISTORY).execute(oarlock.pool()).await.expect("the statement is right");
     let stale = reads_per_alert(&mut oarlock, "stale").await;
     println!("with statistics of empty tables: {} rows an alert through indexes, {} in order", stale.0, stale.1);
 
-    sqlx::raw_sql("analyze").execute(oarlock.pool()).await.unwrap();
+    sqlx::raw_sql("analyze").execute(oarlock.pool()).await.expect("the statement is right");
     let fresh = reads_per_alert(&mut oarlock, "fresh").await;
     println!("with statistics of today: {} rows an alert through indexes, {} in order", fresh.0, fresh.1);
 
-    let done: i64 = oarlock.value("select count(*) from outbox_action where status = 'done' and email not like 'history%'").await;
+    let done: i64 =
+        oarlock.value("select count(*) from outbox_action where status = 'done' and email not like 'history%'").await;
     assert_eq!(done, 3 * 3 * i64::from(ALERTS));
     for (through_indexes, in_order) in [stale, fresh] {
         assert!(
