@@ -1,6 +1,6 @@
 //! Counts for metrics, each from an index of its own.
 
-use sqlx::PgConnection;
+use crate::pool::Connection;
 
 /// How many alerts there are of a status.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct Gauges {
 ///
 /// # Errors
 /// When the database is away.
-pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
+pub async fn read(connection: &mut Connection) -> Result<Gauges, sqlx::Error> {
     let alerts = sqlx::query_as!(
         AlertCount,
         r#"select status as "status!", count(*) as "count!" from outbox where status in ('pending', 'dead') group by status
@@ -79,7 +79,7 @@ pub async fn read(connection: &mut PgConnection) -> Result<Gauges, sqlx::Error> 
 ///
 /// # Errors
 /// When the database is away.
-pub async fn read_drift(connection: &mut PgConnection) -> Result<Drift, sqlx::Error> {
+pub async fn read_drift(connection: &mut Connection) -> Result<Drift, sqlx::Error> {
     sqlx::query_as!(
         Drift,
         r#"select count(*) as "customers!", coalesce(extract(epoch from now() - min(differs_since)), 0)::float8 as "oldest_seconds!"

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use oarlock_outbox::PgPool;
 use oarlock_outbox::schema;
 use oarlock_service::config::WorkerConfig;
 use oarlock_service::database;
-use sqlx::PgPool;
 
 use crate::act::Vendors;
 use crate::outcome::Finding;

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oarlock_outbox::planning::Batch;
-use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
+use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::{self, Policy};
