@@ -1,7 +1,7 @@
 # Four words: `make demo` shows it, `make test` proves it, `make bench` measures it, `make check` keeps it tidy.
 #
 # Each sets up what it needs by itself: a Postgres of its own (tests/with-postgres) unless DATABASE_URL is set, which the bench
-# ignores, a Prometheus (tests/with-prometheus), and the tools of `make check` by cargo.
+# ignores, a PgBouncer and a Prometheus (tests/with-…), and the tools of `make check` by cargo.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,9 +22,9 @@ demo: ## the main job on real input; KEEP=1 leaves it running
 test: ## every test, against a real Postgres
 	cargo build --locked --workspace --all-targets
 ifeq ($(NEXTEST),yes)
-	tests/with-prometheus tests/with-postgres cargo nextest run --locked --workspace
+	tests/with-pgbouncer tests/with-prometheus tests/with-postgres cargo nextest run --locked --workspace
 else
-	tests/with-prometheus tests/with-postgres cargo test --locked --workspace --lib --bins --tests
+	tests/with-pgbouncer tests/with-prometheus tests/with-postgres cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc --quiet
 

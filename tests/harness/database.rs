@@ -24,6 +24,11 @@ impl Database {
     pub async fn create() -> Self {
         let cluster = std::env::var("DATABASE_URL")
             .expect("DATABASE_URL names a Postgres in which databases may be made: run `make test`, or tests/with-postgres COMMAND");
+        Self::create_in(cluster).await
+    }
+
+    /// Creates one in another cluster than everybody's.
+    pub async fn create_in(cluster: String) -> Self {
         let name = format!("oarlock_test_{}", Uuid::now_v7().simple());
         let mut connection = PgConnection::connect(&cluster).await.expect("the cluster can be reached");
         // Roles are the cluster's, and many tests start at once.

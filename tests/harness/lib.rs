@@ -4,9 +4,13 @@
 //! with a deadline, and never sleeps. When the system is dropped, its programs' logs are searched for what must not be
 //! there: e-mail addresses, tokens, bodies.
 
+mod cluster;
 mod collector;
 mod database;
+mod load;
+mod pooler;
 mod process;
+mod switch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,9 +20,13 @@ use oarlock_sandbox::{Edition, Jira, Options, PaddleApi, Sandbox, Slack};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use cluster::Cluster;
 pub use collector::{Collector, Span};
 pub use database::Database;
+pub use load::{Load, Told};
+pub use pooler::Pooler;
 pub use process::{Exit, Process, program};
+pub use switch::Switch;
 
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -5,10 +5,9 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::{Destination, Kind, Source, TraceParent, interval};
+use crate::{Destination, Kind, PgPool, Source, TraceParent, interval};
 
 /// The right to run an action, until its lease ends.
 #[derive(Debug)]

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
-
-use crate::{Destination, interval};
+use crate::{Destination, PgPool, interval};
 
 /// The destination asked to slow down: nobody calls it for that long. A longer pause that is under way stays.
 ///

@@ -1,6 +1,6 @@
 //! Counts for metrics, each from an index of its own.
 
-use sqlx::{PgPool, Postgres, Transaction};
+use crate::pool::{PgPool, Transaction};
 
 /// How many alerts there are of a status.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Gauges {
 
 /// They look at many rows, so Postgres is to plan for them as it sees fit, not as for the worker's other statements
 /// ([`BY_INDEX`](crate::BY_INDEX)).
-async fn overview(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+async fn overview(pool: &PgPool) -> Result<Transaction, sqlx::Error> {
     pool.begin_with(
         "begin read only; set local plan_cache_mode to default; set local enable_seqscan to default;
          set local enable_bitmapscan to default; set local enable_hashjoin to default; set local enable_mergejoin to default;

@@ -2,11 +2,12 @@
 //!
 //! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
 
-use sqlx::{PgExecutor, PgPool};
+use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use crate::access::Address;
 use crate::claim::Claim;
+use crate::pool::{Connection, PgPool};
 
 /// What a customer pays for at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -296,10 +297,7 @@ pub async fn keep_address(
 ///
 /// # Errors
 /// When the database is away.
-pub(crate) async fn answer_look_ups(
-    connection: &mut sqlx::PgConnection,
-    customers: &[&str],
-) -> Result<(), sqlx::Error> {
+pub(crate) async fn answer_look_ups(connection: &mut Connection, customers: &[&str]) -> Result<(), sqlx::Error> {
     let answered = sqlx::query!(
         r#"
         update outbox_action

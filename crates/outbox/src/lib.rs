@@ -13,6 +13,7 @@
 //! | [`ledger`] | what is paid for now, which memberships we gave |
 //! | [`record`] | results are written, guarded by the token |
 //! | [`destination`] | the pauses every worker obeys |
+//! | [`pool`] | the way to Postgres, straight or through a pooler |
 //! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
 //! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
 //!
@@ -32,6 +33,7 @@ pub mod destination;
 pub mod gauges;
 pub mod ledger;
 pub mod planning;
+pub mod pool;
 pub mod received;
 pub mod record;
 pub mod retention;
@@ -40,6 +42,7 @@ pub mod schema;
 pub mod store;
 
 pub use names::{AlertName, Destination, Kind, Source, Unknown};
+pub use pool::PgPool;
 pub use trace::{NotATraceParent, TraceParent};
 
 /// The channel that wakes workers; the payload is `outbox` (alerts to plan) or a destination's name (actions to claim).

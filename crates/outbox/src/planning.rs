@@ -8,17 +8,17 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
+use crate::pool::{PgPool, Transaction};
 use crate::{Destination, Kind, Source, TraceParent, ledger};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
 pub struct Batch {
-    transaction: Transaction<'static, Postgres>,
+    transaction: Transaction,
     /// Postgres's clock.
     pub now: DateTime<Utc>,
     /// In the order they arrived.
@@ -142,7 +142,7 @@ pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Er
     Ok(Some(Batch { transaction, now, alerts, traces, known }))
 }
 
-async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert]) -> Result<Known, sqlx::Error> {
+async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known, sqlx::Error> {
     let (sources, ids): (Vec<&str>, Vec<&str>) = alerts
         .iter()
         .filter_map(|alert| Some((alert.source.as_str(), alert.says.subscription.as_ref()?.id.as_str())))
@@ -224,7 +224,7 @@ async fn known(transaction: &mut Transaction<'static, Postgres>, alerts: &[Alert
 }
 
 async fn told(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     keys: impl Iterator<Item = &Key>,
 ) -> Result<HashMap<Key, Vec<Told>>, sqlx::Error> {
     let (sources, ids): (Vec<&str>, Vec<&str>) = keys.map(|(source, id)| (source.as_str(), id.as_str())).unzip();
@@ -256,10 +256,7 @@ async fn told(
 }
 
 /// All changes of address that begin at one of these, or go on from where such a one ends.
-async fn address_changes(
-    transaction: &mut Transaction<'static, Postgres>,
-    emails: &[&str],
-) -> Result<Vec<AddressChange>, sqlx::Error> {
+async fn address_changes(transaction: &mut Transaction, emails: &[&str]) -> Result<Vec<AddressChange>, sqlx::Error> {
     if emails.is_empty() {
         return Ok(Vec::new());
     }
@@ -356,7 +353,7 @@ pub async fn bury(pool: &PgPool, alert: Uuid, reason: &str) -> Result<(), sqlx::
 }
 
 async fn write_subscriptions(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     subscriptions: &HashMap<Key, Subscription>,
 ) -> Result<(), sqlx::Error> {
     let rows: Vec<_> = subscriptions.iter().collect();
@@ -387,7 +384,7 @@ async fn write_subscriptions(
     .map(drop)
 }
 
-async fn write_told(transaction: &mut Transaction<'static, Postgres>, rows: &[(Key, Told)]) -> Result<(), sqlx::Error> {
+async fn write_told(transaction: &mut Transaction, rows: &[(Key, Told)]) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         insert into subscription_alert
@@ -414,10 +411,7 @@ async fn write_told(transaction: &mut Transaction<'static, Postgres>, rows: &[(K
     .map(drop)
 }
 
-async fn write_address_change(
-    transaction: &mut Transaction<'static, Postgres>,
-    change: &AddressChange,
-) -> Result<(), sqlx::Error> {
+async fn write_address_change(transaction: &mut Transaction, change: &AddressChange) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into classic_address_change (alert_id, happened_at, old_email, new_email) values ($1, $2, $3, $4) on conflict do nothing",
         change.alert_id,
@@ -431,7 +425,7 @@ async fn write_address_change(
 }
 
 async fn write_actions(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     alerts: &[PlannedAlert],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
@@ -466,10 +460,7 @@ async fn write_actions(
     .map(drop)
 }
 
-async fn write_alerts(
-    transaction: &mut Transaction<'static, Postgres>,
-    alerts: &[PlannedAlert],
-) -> Result<(), sqlx::Error> {
+async fn write_alerts(transaction: &mut Transaction, alerts: &[PlannedAlert]) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         update outbox o

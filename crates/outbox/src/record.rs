@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::claim::Claim;
+use crate::pool::{PgPool, Transaction};
 use crate::{Kind, ledger};
 
 /// An action's run, over.
@@ -210,10 +210,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
 
 /// Of the look-ups that brought nothing, those whose address an alert has told meanwhile: the first alerts of a new customer
 /// come in any order, and may be quicker than Paddle's API.
-async fn answered_meanwhile(
-    transaction: &mut Transaction<'static, Postgres>,
-    results: &[Finished],
-) -> Result<Vec<Uuid>, sqlx::Error> {
+async fn answered_meanwhile(transaction: &mut Transaction, results: &[Finished]) -> Result<Vec<Uuid>, sqlx::Error> {
     let brought_nothing: Vec<Uuid> = results
         .iter()
         .filter(|result| result.kind() == Kind::PaddleCustomer && !matches!(result.verdict, Verdict::Done(_)))

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
-
-use crate::interval;
+use crate::{PgPool, interval};
 
 /// Deletes up to `limit` alerts that were finished longer ago than that, with their actions and attempts; never dead ones.
 /// Returns how many.

@@ -1,7 +1,9 @@
 //! The schema: applying migrations, and telling whether they are applied.
 
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgExecutor;
+use sqlx::migrate::{MigrateError, Migrator};
+
+use crate::pool::PgPool;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
@@ -27,10 +29,10 @@ pub enum State {
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrator.set_locking(false).set_ignore_missing(true);
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with_names().await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
     // What `run` does with a connection of its own; `run` asks for bounds that no spawned task can meet.
-    migrator.run_direct(None, &mut *transaction, false).await?;
+    migrator.run_direct(None, transaction.raw(), false).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -39,7 +41,10 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn state(connection: &mut PgConnection) -> Result<State, sqlx::Error> {
+pub async fn state<C>(connection: &mut C) -> Result<State, sqlx::Error>
+where
+    for<'c> &'c mut C: PgExecutor<'c>,
+{
     let exists = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "exists!""#)
         .fetch_one(&mut *connection)
         .await?;
@@ -47,10 +52,8 @@ pub async fn state(connection: &mut PgConnection) -> Result<State, sqlx::Error> 
     if !exists {
         return Ok(State::Behind(known.count()));
     }
-    let applied = connection
-        .list_applied_migrations("_sqlx_migrations")
-        .await
-        .map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
-    let missing = known.filter(|migration| !applied.iter().any(|done| done.version == migration.version)).count();
+    let applied: Vec<i64> =
+        sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(connection).await?;
+    let missing = known.filter(|migration| !applied.contains(&migration.version)).count();
     Ok(if missing == 0 { State::Ready } else { State::Behind(missing) })
 }

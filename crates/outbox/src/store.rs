@@ -1,9 +1,10 @@
 //! Alerts are inserted, once each.
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use crate::CHANNEL;
+use crate::pool::Connection;
 use crate::received::NewAlert;
 
 /// What became of an alert that was to be stored. All three are committed and may be answered 200.
@@ -22,7 +23,7 @@ pub enum Stored {
 ///
 /// # Errors
 /// When nothing was stored.
-pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Result<Vec<Stored>, sqlx::Error> {
+pub async fn insert(connection: &mut Connection, alerts: &[NewAlert]) -> Result<Vec<Stored>, sqlx::Error> {
     let mut rows: Vec<&NewAlert> = alerts.iter().collect();
     rows.sort_by(|a, b| (a.source, &a.alert_id).cmp(&(b.source, &b.alert_id)));
     let inserted = sqlx::query_scalar!(
@@ -62,7 +63,7 @@ pub async fn insert(connection: &mut PgConnection, alerts: &[NewAlert]) -> Resul
 }
 
 /// Those whose number is taken by an alert that says something else.
-async fn with_other_content(connection: &mut PgConnection, alerts: &[&NewAlert]) -> Result<Vec<Uuid>, sqlx::Error> {
+async fn with_other_content(connection: &mut Connection, alerts: &[&NewAlert]) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"select alerts_with_other_content($1, $2, $3, $4) as "id!""#,
         &alerts.iter().map(|row| row.id).collect::<Vec<_>>(),

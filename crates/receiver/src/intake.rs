@@ -7,10 +7,10 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
+use oarlock_outbox::pool::Connection;
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored};
-use oarlock_outbox::{TraceParent, is_about_the_data, is_conflict, is_connection_lost};
-use sqlx::PgPool;
+use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -133,14 +133,14 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
         match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
             Ok(Ok(stored)) => break stored,
             // Whether it was committed or not, what is inserted again is found stored.
-            Ok(Err(error)) if is_connection_lost(&error) && tries_left > 0 => drop(connection.detach()),
+            Ok(Err(error)) if is_connection_lost(&error) && tries_left > 0 => connection.give_up(),
             Ok(Err(error)) => {
                 fail(callers.into_iter().map(|(answer, _)| answer), &error);
                 return false;
             }
             Err(_) => {
                 // The statement may still be running over there: nothing more can be asked on this connection.
-                drop(connection.detach());
+                connection.give_up();
                 fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
                 return false;
             }
@@ -158,7 +158,7 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.
 async fn insert(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut Connection,
     alerts: &[NewAlert],
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
     let mut result = store::insert(connection, alerts).await;

@@ -1,21 +1,14 @@
-//! The way to Postgres: a pool that outlives any absence of the database.
+//! Postgres as it is configured, and patience with it.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use oarlock_outbox::schema;
+use oarlock_outbox::{PgPool, schema};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, Executor as _, PgPool};
+use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Database;
-
-/// How long a statement waits for a free connection, or for a new one, before it fails for now.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a connection may have been idle and still be used unasked.
-const UNASKED: Duration = Duration::from_secs(1);
 
 /// Checks a connection URL; the error says what is wrong and never quotes the URL, which may hold a password.
 pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> {
@@ -47,35 +40,12 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
     pool_with(database, program, None)
 }
 
-/// The same, with statements that are executed first on each connection.
+/// The same, with statements that are executed first on each connection that nobody else will use.
 ///
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(database.max_connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
-        // not asked: that would double the round trips of a busy program.
-        .test_before_acquire(false)
-        .before_acquire(|connection, state| {
-            Box::pin(async move {
-                if state.idle_for > UNASKED {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                if let Some(first) = first {
-                    connection.execute(first).await?;
-                }
-                Ok(())
-            })
-        })
-        .idle_timeout(Duration::from_secs(600))
-        .connect_lazy_with(options(database, program))
+    PgPool::connect_lazy(database.max_connections, options(database, program), first)
 }
 
 /// Applies pending migrations as soon as the database is there, however long that takes.

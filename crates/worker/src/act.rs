@@ -9,9 +9,8 @@ use oarlock_outbox::access::Address;
 use oarlock_outbox::claim::Claim;
 use oarlock_outbox::ledger::{self, FencedWriteError};
 use oarlock_outbox::record::Attempt;
-use oarlock_outbox::{Kind, destination};
+use oarlock_outbox::{Kind, PgPool, destination};
 use oarlock_service::config::{self, WorkerConfig};
-use sqlx::PgPool;
 
 use crate::failure::{Failure, Meaning};
 use crate::http;

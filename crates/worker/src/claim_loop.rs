@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use oarlock_outbox::claim::{self, Claim, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
-use oarlock_outbox::{AFTER_A_CONFLICT, Destination, destination, is_about_the_data, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Destination, PgPool, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
-use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -12,7 +12,7 @@ use oarlock_outbox::schema;
 use oarlock_service::config::{Database, Problems, WorkerConfig};
 use oarlock_service::database;
 use serde::Serialize;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::act::Vendors;
 use crate::finding::{Finding, Trouble};
@@ -123,6 +123,8 @@ async fn check_database(settings: &Database) -> Vec<Finding> {
 }
 
 async fn ask_database(connection: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    // A pooler in transaction mode gives each transaction another server, with the statements of whoever had it before.
+    connection.execute("begin; deallocate all").await?;
     let session = rights::session(connection).await?;
     let role = &session.role;
     let mut findings = vec![Finding::new(

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use oarlock_outbox::PgPool;
 use oarlock_outbox::retention;
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(600);

@@ -11,10 +11,10 @@
 //! The intention comes before the call: a worker that dies between the call and its record leaves a membership that is
 //! known to be ours. Adding comes before taking away: who moves between plans is never without.
 
+use oarlock_outbox::PgPool;
 use oarlock_outbox::claim::Claim;
 use oarlock_outbox::ledger::{self, Member, MemberState};
 use oarlock_service::config::{JiraAccess, Membership};
-use sqlx::PgPool;
 
 use crate::act::Stop;
 use crate::failure::{Failure, Meaning};

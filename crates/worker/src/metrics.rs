@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use oarlock_outbox::gauges::{self, Gauges};
 use oarlock_outbox::record::{Finished, Verdict};
-use oarlock_outbox::{Destination, Kind};
+use oarlock_outbox::{Destination, Kind, PgPool};
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
-use sqlx::PgPool;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oarlock_outbox::planning::Batch;
-use oarlock_outbox::{AFTER_A_CONFLICT, is_about_the_data, is_conflict, planning};
+use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Level, Span};

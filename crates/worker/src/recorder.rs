@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oarlock_outbox::record::{self, Finished, Verdict};
-use oarlock_outbox::{AFTER_A_CONFLICT, Kind, is_about_the_data, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
-use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

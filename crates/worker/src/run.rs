@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use oarlock_outbox::claim::Terms;
-use oarlock_outbox::{Destination, ledger};
+use oarlock_outbox::{Destination, PgPool, ledger};
 use oarlock_service::config::WorkerConfig;
 use oarlock_service::database::Patience;
 use oarlock_service::{admin, database};
-use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;

@@ -1,10 +1,9 @@
 //! A NOTIFY wakes whoever has work; the poll is the truth.
 //!
-//! Without notifications (through a pooler in transaction mode they never come) everything still happens, a poll later.
+//! Without notifications (a pooler in transaction mode has none for us) everything still happens, a poll later.
 
-use oarlock_outbox::{CHANNEL, Destination};
+use oarlock_outbox::{CHANNEL, Destination, PgPool};
 use oarlock_service::database::Patience;
-use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +35,15 @@ impl Bells {
 
 /// Listens until the token is cancelled, through any absence of the database.
 pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
+    let Some(pool) = pool.straight() else {
+        // The server that heard LISTEN would be another client's in the next moment.
+        return tracing::info!("through a pooler: no notifications, the poll alone");
+    };
     let mut patience = Patience::default();
     loop {
         let result = tokio::select! {
             () = shutdown.cancelled() => return,
-            result = listen_once(&pool, bells, &mut patience) => result,
+            result = listen_once(pool, bells, &mut patience) => result,
         };
         if let Err(error) = result {
             let error = &error as &dyn std::error::Error;
@@ -53,7 +56,7 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
     }
 }
 
-async fn listen_once(pool: &PgPool, bells: &Bells, patience: &mut Patience) -> Result<(), sqlx::Error> {
+async fn listen_once(pool: &sqlx::PgPool, bells: &Bells, patience: &mut Patience) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     patience.reset();

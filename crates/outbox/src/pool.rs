@@ -1,0 +1,340 @@
+//! The way to Postgres: sqlx's pool, with three promises more.
+//!
+//! - A standby is not used: it may know less than what was committed, and takes no writes.
+//! - A connection that leads to what takes no writes any more is not kept, though it goes on answering.
+//! - With `statement-cache-capacity=0` in the URL it may lead through a pooler in transaction mode (PgBouncer), which gives each
+//!   transaction another server. sqlx prepares a statement in one round trip and runs it in the next, so there each
+//!   statement has a transaction of its own and no name, and nobody listens for notifications.
+
+use std::fmt::{self, Debug};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, Stream};
+use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
+use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+
+use crate::is_connection_lost;
+
+/// How long a statement waits for a free connection, or for a new one, before it fails for now.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may have been idle and still be used unasked.
+const UNASKED: Duration = Duration::from_secs(1);
+
+/// Connections, made when they are needed: a database that is away fails statements, not the start.
+#[derive(Debug, Clone)]
+pub struct PgPool {
+    pool: sqlx::PgPool,
+    way: Arc<Way>,
+}
+
+/// What all connections of a pool have in common.
+#[derive(Debug)]
+struct Way {
+    through_pooler: bool,
+    /// A statement failed then because of where its connection leads: what was connected before is not to be used again.
+    given_up: Mutex<Option<Instant>>,
+}
+
+/// A connection of the pool's.
+pub struct Connection {
+    inner: Inner,
+    way: Arc<Way>,
+}
+
+enum Inner {
+    Alone(PoolConnection<Postgres>),
+    InTransaction(sqlx::Transaction<'static, Postgres>),
+}
+
+/// A transaction, which is rolled back when it is dropped.
+#[derive(Debug)]
+pub struct Transaction(Connection);
+
+impl PgPool {
+    /// `first` is executed once on each connection, unless others get to use it after us.
+    pub fn connect_lazy(max_connections: u32, options: PgConnectOptions, first: Option<&'static str>) -> Self {
+        let url = options.to_url_lossy();
+        let through_pooler = url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0");
+        let way = Arc::new(Way { through_pooler, given_up: Mutex::new(None) });
+        let (acquiring, releasing) = (Arc::clone(&way), Arc::clone(&way));
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    refuse_standby(connection).await?;
+                    match first.filter(|_| !through_pooler) {
+                        Some(first) => connection.execute(first).await.map(drop),
+                        None => Ok(()),
+                    }
+                })
+            })
+            // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
+            // not asked: that would double the round trips of a busy program.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, state| {
+                let is_good = acquiring.is_good(&state);
+                Box::pin(async move {
+                    if is_good && state.idle_for > UNASKED {
+                        connection.ping().await?;
+                    }
+                    Ok(is_good)
+                })
+            })
+            .after_release(move |_, state| {
+                let is_good = releasing.is_good(&state);
+                Box::pin(async move { Ok(is_good) })
+            })
+            .idle_timeout(Duration::from_secs(600))
+            // A number read back as text is exact without it, and poolers refuse what they do not know.
+            .connect_lazy_with(options.extra_float_digits(None));
+        Self { pool, way }
+    }
+
+    /// For what outlasts a statement, such as LISTEN; none through a pooler.
+    pub fn straight(&self) -> Option<&sqlx::PgPool> {
+        (!self.way.through_pooler).then_some(&self.pool)
+    }
+
+    /// # Errors
+    /// When there is none in time.
+    pub async fn acquire(&self) -> Result<Connection, Error> {
+        Ok(Connection { inner: Inner::Alone(self.pool.acquire().await?), way: Arc::clone(&self.way) })
+    }
+
+    /// # Errors
+    /// When the database is away.
+    pub async fn begin(&self) -> Result<Transaction, Error> {
+        self.begin_with("begin").await
+    }
+
+    /// Begins with a statement that says more than `begin`.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn begin_with(&self, statement: &'static str) -> Result<Transaction, Error> {
+        let begun = self.pool.begin_with(statement).await.inspect_err(|error| self.way.note(error))?;
+        Ok(Transaction(Connection { inner: Inner::InTransaction(begun), way: Arc::clone(&self.way) }))
+    }
+
+    /// Begins what sqlx does by itself, with names for its statements whatever it is told.
+    pub(crate) async fn begin_with_names(&self) -> Result<Transaction, Error> {
+        // Those of whoever had this server before are in the way.
+        self.begin_with(if self.way.through_pooler { "begin; deallocate all" } else { "begin" }).await
+    }
+}
+
+impl Way {
+    fn note(&self, error: &Error) {
+        if is_connection_lost(error) {
+            *self.given_up() = Some(Instant::now());
+        }
+    }
+
+    fn is_good(&self, state: &PoolConnectionMetadata) -> bool {
+        self.given_up().is_none_or(|then| then.elapsed() > state.age)
+    }
+
+    fn given_up(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.given_up.lock().expect("nobody panics with it")
+    }
+}
+
+async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {
+    // As text, since what was not prepared comes as text.
+    let row = sqlx::raw_sql("select pg_is_in_recovery()::text as answer").fetch_one(connection).await?;
+    match sqlx::Row::try_get::<String, _>(&row, "answer")?.as_str() {
+        "false" => Ok(()),
+        _ => Err(Error::Protocol("it is a standby".to_owned())),
+    }
+}
+
+impl Connection {
+    /// Closes it now: a statement may still be running on it, and nothing more can be asked.
+    pub fn give_up(self) {
+        match self.inner {
+            Inner::Alone(connection) => drop(connection.detach()),
+            Inner::InTransaction(transaction) => drop(transaction),
+        }
+    }
+
+    /// As sqlx knows it, for what cannot go another way.
+    pub(crate) fn raw(&mut self) -> &mut PgConnection {
+        match &mut self.inner {
+            Inner::Alone(connection) => connection,
+            Inner::InTransaction(transaction) => transaction,
+        }
+    }
+
+    fn needs_transaction(&self) -> bool {
+        self.way.through_pooler && matches!(self.inner, Inner::Alone(_))
+    }
+}
+
+impl Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl Transaction {
+    /// # Errors
+    /// When it is unknown whether it was committed.
+    pub async fn commit(self) -> Result<(), Error> {
+        let Connection { inner, way } = self.0;
+        match inner {
+            Inner::InTransaction(transaction) => transaction.commit().await.inspect_err(|error| way.note(error)),
+            Inner::Alone(_) => unreachable!("a transaction is begun as one"),
+        }
+    }
+}
+
+impl Deref for Transaction {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+type Answer = Result<Either<PgQueryResult, PgRow>, Error>;
+
+impl<'c> Executor<'c> for &'c mut Connection {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Answer>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let way = Arc::clone(&self.way);
+        let answers = if self.needs_transaction() {
+            let answering = async move {
+                let mut transaction = self.raw().begin().await?;
+                let answers = transaction.fetch_many(Unnamed(query)).try_collect().await?;
+                transaction.commit().await?;
+                Ok(answers)
+            };
+            streamed(answering).boxed()
+        } else if way.through_pooler {
+            self.raw().fetch_many(Unnamed(query))
+        } else {
+            self.raw().fetch_many(query)
+        };
+        answers.inspect_err(move |error| way.note(error)).boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let way = Arc::clone(&self.way);
+        let answer = if self.needs_transaction() {
+            async move {
+                let mut transaction = self.raw().begin().await?;
+                let answer = transaction.fetch_optional(Unnamed(query)).await?;
+                transaction.commit().await?;
+                Ok(answer)
+            }
+            .boxed()
+        } else if way.through_pooler {
+            self.raw().fetch_optional(Unnamed(query))
+        } else {
+            self.raw().fetch_optional(query)
+        };
+        answer.inspect_err(move |error| way.note(error)).boxed()
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        self.raw().prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
+    where
+        'c: 'e,
+    {
+        self.raw().describe(sql)
+    }
+}
+
+impl<'p> Executor<'p> for &'p PgPool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Answer>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let answering = async move {
+            let mut connection = self.acquire().await?;
+            connection.fetch_many(query).try_collect().await
+        };
+        streamed(answering).boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        async move { self.acquire().await?.fetch_optional(query).await }.boxed()
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        self.pool.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
+    where
+        'p: 'e,
+    {
+        self.pool.describe(sql)
+    }
+}
+
+/// Answers that come all together, the connection being free again.
+fn streamed(
+    answering: impl Future<Output = Result<Vec<Either<PgQueryResult, PgRow>>, Error>>,
+) -> impl Stream<Item = Answer> {
+    stream::once(answering.map_ok(|answers| stream::iter(answers.into_iter().map(Ok)))).try_flatten()
+}
+
+/// A query whose prepared statement has no name: the next one takes its place.
+struct Unnamed<E>(E);
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
+    fn sql(self) -> SqlStr {
+        self.0.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.0.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<sqlx::postgres::PgArguments>, sqlx::error::BoxDynError> {
+        self.0.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        false
+    }
+}
