@@ -92,8 +92,7 @@ impl PgPool {
                 Box::pin(async move { Ok(is_good) })
             })
             .idle_timeout(Duration::from_secs(600))
-            // A number read back as text is exact without it, and poolers refuse what they do not know.
-            .connect_lazy_with(options.extra_float_digits(None));
+            .connect_lazy_with(options);
         Self { pool, way }
     }
 

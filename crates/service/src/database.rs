@@ -25,7 +25,8 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> 
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn options(database: &Database, program: &str) -> PgConnectOptions {
-    let options = parse_url(&database.url).expect("the configuration checks the URL");
+    // A number read back as text is exact without it, and poolers refuse what they do not know.
+    let options = parse_url(&database.url).expect("the configuration checks the URL").extra_float_digits(None);
     match options.get_application_name() {
         Some(_) => options,
         None => options.application_name(program),
