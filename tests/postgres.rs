@@ -1,11 +1,13 @@
-//! Postgres as it is found: behind a pooler.
+//! Postgres around us: poolers, restarts, failover, times without writes, a full house, TLS and what else a URL may say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use oarlock_sandbox::Fault;
+use nix::sys::signal::Signal;
 use oarlock_sandbox::paddle::Classic;
-use oarlock_tests::{Database, Load, Oarlock, Pooler, Settings, Told};
+use oarlock_sandbox::{Fault, Service};
+use oarlock_tests::{Cluster, Database, Load, Oarlock, Pooler, Settings, Switch, Told};
+use sqlx::{Connection as _, PgConnection};
 
 const ANN: &str = "ann@example.com";
 
@@ -14,14 +16,8 @@ const ANN: &str = "ann@example.com";
 async fn through_pgbouncer_in_transaction_mode() {
     let database = Database::create().await;
     let pooler = Pooler::start(&database, 4).await;
-    let mut oarlock = Settings::default()
-        .database_url(pooler.url())
-        .workers(2)
-        .set("OARLOCK_WORKER__POLL_INTERVAL", "100ms")
-        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s")
-        .set("OARLOCK_WORKER__LEASE", "2s")
-        .start_on(database)
-        .await;
+    let settings = settings().database_url(pooler.url()).set("OARLOCK_WORKER__POLL_INTERVAL", "100ms");
+    let mut oarlock = settings.start_on(database).await;
     let load = Load::start(&oarlock, 8, Duration::from_millis(20));
     load.goes_on(100).await;
     oarlock.workers.remove(0).dies().await;
@@ -30,7 +26,6 @@ async fn through_pgbouncer_in_transaction_mode() {
     load.goes_on(50).await;
     let told = load.stops().await;
     assert!(told.refused.is_empty() && told.broken.is_empty(), "{}", told.summary());
-    oarlock.settles().await;
     all_done_once(&oarlock, &told).await;
 
     oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
@@ -56,17 +51,188 @@ async fn through_pgbouncer_in_transaction_mode() {
     assert!(!pooler.logs().contains("unsupported startup parameter"), "{}", pooler.logs());
 }
 
-/// Whoever was answered 200 is stored once, and has what they paid for; nobody was invited twice.
+/// Two workers whose leases are short, so that a claim whose answer was lost is soon taken again.
+fn settings() -> Settings {
+    Settings::default()
+        .workers(2)
+        .set("OARLOCK_RECEIVER__ACK_TIMEOUT", "1s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "2s")
+        .set("OARLOCK_WORKER__LEASE", "10s")
+}
+
+fn load(oarlock: &Oarlock) -> Load {
+    Load::start(oarlock, 6, Duration::from_millis(20))
+}
+
+async fn answers_503(load: &Load) {
+    let before = load.told().refused.get(&503).copied().unwrap_or_default();
+    load.until("alerts are answered 503", |told| told.refused.get(&503).is_some_and(|count| *count >= before + 5))
+        .await;
+}
+
+#[tokio::test]
+async fn connections_are_cut_and_postgres_restarts_and_crashes() {
+    let mut cluster = Cluster::start(&[]).await;
+    let oarlock = settings().start_on(Database::create_in(cluster.url()).await).await;
+    let load = load(&oarlock);
+    for _ in 0..3 {
+        load.goes_on(30).await;
+        oarlock.database.cuts_connections().await;
+    }
+    load.goes_on(30).await;
+    // Nothing is refused for a connection that is cut while others can be had.
+    assert_eq!(load.told().refused.len(), 0, "{}", load.told().summary());
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        cluster.stops(signal).await;
+        answers_503(&load).await;
+        cluster.starts().await;
+        load.goes_on(50).await;
+    }
+    all_done_once(&oarlock, &load.stops().await).await;
+}
+
+/// The primary crashes; its standby is connected to before it is promoted, and used only then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_takes_over_from_a_primary_that_crashed() {
+    let mut primary = Cluster::start(&[]).await;
+    let switch = Switch::to(primary.address()).await;
+    let oarlock = settings().start_on(database_behind(&switch).await).await;
+    let standby = synchronous_standby_of(&primary).await;
+    let load = load(&oarlock);
+    load.goes_on(100).await;
+    primary.stops(Signal::SIGQUIT).await;
+    switch.leads_to(standby.address());
+    answers_503(&load).await;
+    standby.sql(&["select pg_promote()"]).await;
+    load.goes_on(100).await;
+    all_done_once(&oarlock, &load.stops().await).await;
+}
+
+/// The primary steps down and goes on answering: who is connected must not stay for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_takes_no_writes_any_more_is_left() {
+    let primary = Cluster::start(&[]).await;
+    let switch = Switch::to(primary.address()).await;
+    let oarlock = settings().start_on(database_behind(&switch).await).await;
+    let standby = synchronous_standby_of(&primary).await;
+    let load = load(&oarlock);
+    load.goes_on(100).await;
+    primary.sql(&READ_ONLY).await;
+    answers_503(&load).await;
+    standby.sql(&["select pg_promote()"]).await;
+    switch.leads_to(standby.address());
+    load.goes_on(100).await;
+    // The one that listens as well.
+    let left = "select not exists (select from pg_stat_activity where application_name like 'oarlock-%' and datname <> 'postgres')";
+    primary.until("nobody is connected to the old primary", left).await;
+    let told = load.stops().await;
+    // This test's own way to the database is behind the switch too, and has not noticed.
+    switch.cuts();
+    all_done_once(&oarlock, &told).await;
+}
+
+#[tokio::test]
+async fn times_without_writes_are_waited_for() {
+    let cluster = Cluster::start(&[]).await;
+    let oarlock = settings().start_on(Database::create_in(cluster.url()).await).await;
+    let load = load(&oarlock);
+    for _ in 0..2 {
+        load.goes_on(50).await;
+        cluster.sql(&READ_ONLY).await;
+        answers_503(&load).await;
+        cluster.sql(&READ_WRITE).await;
+    }
+    load.goes_on(50).await;
+    all_done_once(&oarlock, &load.stops().await).await;
+}
+
+#[tokio::test]
+async fn a_full_connection_table_is_waited_for() {
+    let cluster = Cluster::start(&["max_connections=30"]).await;
+    let database = Database::create_in(cluster.url()).await;
+    // Limits do not hold for a superuser, which the harness is.
+    cluster.sql(&["create role app login in role oarlock_owner", "create role crowd login"]).await;
+    let way = database.url().replace("//oarlock@", "//app@") + "&options[role]=oarlock_owner";
+    let oarlock = settings().database_url(way).start_on(database).await;
+    let load = load(&oarlock);
+    load.goes_on(50).await;
+
+    cluster.sql(&["alter role app connection limit 0"]).await;
+    oarlock.database.administer(CUT_APP).await;
+    answers_503(&load).await;
+    cluster.sql(&["alter role app connection limit -1"]).await;
+    load.goes_on(50).await;
+
+    // The places are taken while the programs may not come in, and then nobody keeps them out but the crowd.
+    cluster.sql(&["alter role app connection limit 0"]).await;
+    oarlock.database.administer(CUT_APP).await;
+    let gone = "select not exists (select from pg_stat_activity where usename = 'app')";
+    oarlock.until("the programs are out", gone).await;
+    let crowded = cluster.url().replace("//oarlock@", "//crowd@");
+    let mut crowd = Vec::new();
+    while let Ok(connection) = PgConnection::connect(&crowded).await {
+        crowd.push(connection);
+    }
+    cluster.sql(&["alter role app connection limit -1"]).await;
+    answers_503(&load).await;
+    drop(crowd);
+    load.goes_on(50).await;
+    all_done_once(&oarlock, &load.stops().await).await;
+}
+
+const CUT_APP: &str = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'";
+
+const READ_ONLY: [&str; 2] = ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"];
+const READ_WRITE: [&str; 3] = [
+    "set default_transaction_read_only = off",
+    "alter system reset default_transaction_read_only",
+    "select pg_reload_conf()",
+];
+
+async fn database_behind(switch: &Switch) -> Database {
+    Database::create_in(format!("postgres://oarlock@{}/postgres", switch.address())).await
+}
+
+/// A standby without which the primary commits nothing.
+async fn synchronous_standby_of(primary: &Cluster) -> Cluster {
+    let standby = Cluster::follow(primary, &[]).await;
+    primary.sql(&["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"]).await;
+    let synchronous = "select exists (select from pg_stat_replication where sync_state = 'sync')";
+    primary.until("the standby is synchronous", synchronous).await;
+    standby
+}
+
+/// Whoever was answered 200 is stored once and has what they paid for; nothing went out more often than it was claimed, and
+/// the programs that were started are those that run.
 async fn all_done_once(oarlock: &Oarlock, told: &Told) {
-    assert_eq!(told.without_retry_after, 0, "{}", told.summary());
-    let rows: Vec<String> = sqlx::query_scalar("select email from outbox where status = 'done'")
-        .fetch_all(oarlock.pool())
-        .await
-        .expect("the query is right");
-    let stored: BTreeSet<&String> = rows.iter().collect();
+    println!("{}", told.summary());
+    assert!(told.without_retry_after == 0 && told.broken.is_empty(), "{}", told.summary());
+    assert!(told.refused.keys().all(|status| *status == 503), "{}", told.summary());
+    oarlock.settles().await;
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select o.email, sum(a.attempts) filter (where kind = 'slack_invite')
+         from outbox o join outbox_action a on a.outbox_id = o.id where o.status = 'done' group by o.id",
+    )
+    .fetch_all(oarlock.pool())
+    .await
+    .expect("the query is right");
+    let stored: BTreeSet<&String> = rows.iter().map(|(email, _)| email).collect();
     assert_eq!(stored.len(), rows.len(), "an alert is stored twice");
-    assert_eq!(stored, told.accepted.iter().collect::<BTreeSet<_>>(), "{}\n{}", oarlock.outbox().await, oarlock.logs());
-    for email in &told.accepted {
+    let accepted: BTreeSet<_> = told.accepted.iter().collect();
+    assert_eq!(stored, accepted, "{}\n{}", oarlock.outbox().await, oarlock.logs());
+    let mut calls: BTreeMap<String, i64> = BTreeMap::new();
+    for call in oarlock.sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite") {
+        let email =
+            call.request.as_ref().and_then(|form| form["email"].as_str()).expect("an invitation names somebody");
+        *calls.entry(email.to_owned()).or_default() += 1;
+    }
+    let repeated = calls.values().filter(|count| **count > 1).count();
+    println!("{} customers, {repeated} of them asked for twice", rows.len());
+    for (email, claims) in &rows {
+        assert!(calls[email] <= *claims, "{email}: {} calls, {claims} claims", calls[email]);
         assert_eq!((oarlock.slack().invitation_count(email), oarlock.jira().invited(email)), (1, 1), "{email}");
+    }
+    for process in oarlock.receivers.iter().chain(&oarlock.workers) {
+        assert_eq!(process.admin("/readyz").await.0, 200);
     }
 }

@@ -8,7 +8,7 @@
 
 use std::fmt::{self, Debug};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -17,6 +17,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamE
 use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use tokio::sync::watch;
 
 use crate::is_connection_lost;
 
@@ -38,7 +39,7 @@ pub struct PgPool {
 struct Way {
     through_pooler: bool,
     /// A statement failed then because of where its connection leads: what was connected before is not to be used again.
-    given_up: Mutex<Option<Instant>>,
+    given_up: watch::Sender<Option<Instant>>,
 }
 
 /// A connection of the pool's.
@@ -61,7 +62,7 @@ impl PgPool {
     pub fn connect_lazy(max_connections: u32, options: PgConnectOptions, first: Option<&'static str>) -> Self {
         let url = options.to_url_lossy();
         let through_pooler = url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0");
-        let way = Arc::new(Way { through_pooler, given_up: Mutex::new(None) });
+        let way = Arc::new(Way { through_pooler, given_up: watch::Sender::default() });
         let (acquiring, releasing) = (Arc::clone(&way), Arc::clone(&way));
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
@@ -101,6 +102,15 @@ impl PgPool {
         (!self.way.through_pooler).then_some(&self.pool)
     }
 
+    /// Waits until a statement fails because of where its connection leads: others are no better.
+    pub fn gives_up(&self) -> impl Future<Output = ()> + use<> {
+        let mut given_up = self.way.given_up.subscribe();
+        async move {
+            // The sender lives as long as there is a pool.
+            let _ = given_up.changed().await;
+        }
+    }
+
     /// # Errors
     /// When there is none in time.
     pub async fn acquire(&self) -> Result<Connection, Error> {
@@ -132,16 +142,12 @@ impl PgPool {
 impl Way {
     fn note(&self, error: &Error) {
         if is_connection_lost(error) {
-            *self.given_up() = Some(Instant::now());
+            self.given_up.send_replace(Some(Instant::now()));
         }
     }
 
     fn is_good(&self, state: &PoolConnectionMetadata) -> bool {
-        self.given_up().is_none_or(|then| then.elapsed() > state.age)
-    }
-
-    fn given_up(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.given_up.lock().expect("nobody panics with it")
+        self.given_up.borrow().is_none_or(|then| then.elapsed() > state.age)
     }
 }
 

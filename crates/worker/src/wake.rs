@@ -2,6 +2,8 @@
 //!
 //! Without notifications (a pooler in transaction mode has none for us) everything still happens, a poll later.
 
+use std::pin::pin;
+
 use oarlock_outbox::{CHANNEL, Destination, PgPool};
 use oarlock_service::database::Patience;
 use sqlx::postgres::PgListener;
@@ -35,7 +37,7 @@ impl Bells {
 
 /// Listens until the token is cancelled, through any absence of the database.
 pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
-    let Some(pool) = pool.straight() else {
+    let Some(straight) = pool.straight() else {
         // The server that heard LISTEN would be another client's in the next moment.
         return tracing::info!("through a pooler: no notifications, the poll alone");
     };
@@ -43,7 +45,7 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
     loop {
         let result = tokio::select! {
             () = shutdown.cancelled() => return,
-            result = listen_once(pool, bells, &mut patience) => result,
+            result = listen_once(straight, pool.gives_up(), bells, &mut patience) => result,
         };
         if let Err(error) = result {
             let error = &error as &dyn std::error::Error;
@@ -56,18 +58,35 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
     }
 }
 
-async fn listen_once(pool: &sqlx::PgPool, bells: &Bells, patience: &mut Patience) -> Result<(), sqlx::Error> {
+/// Listens until the connection is lost, or `gives_up` says that it leads to where nobody notifies any more: after a failover
+/// the old primary may go on answering.
+async fn listen_once(
+    pool: &sqlx::PgPool,
+    gives_up: impl Future<Output = ()>,
+    bells: &Bells,
+    patience: &mut Patience,
+) -> Result<(), sqlx::Error> {
+    let mut gives_up = pin!(gives_up);
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
+    // Where nobody writes nobody notifies.
+    let read_only = sqlx::query_scalar("select current_setting('transaction_read_only')::bool");
+    if read_only.fetch_one(&mut listener).await? {
+        return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+    }
     patience.reset();
     // What was notified while nobody listened is not told again.
     bells.planner.notify_one();
     bells.ring_all_destinations();
-    while let Some(notification) = listener.try_recv().await? {
+    loop {
+        let notification = tokio::select! {
+            notification = listener.try_recv() => notification?,
+            () = &mut gives_up => None,
+        };
+        let Some(notification) = notification else { return Ok(()) };
         match notification.payload().parse() {
             Ok(destination) => bells.of(destination).notify_one(),
             Err(_) => bells.planner.notify_one(),
         }
     }
-    Ok(())
 }
