@@ -36,7 +36,9 @@ create table outbox (
   constraint outbox_finished_when_not_pending check ((status = 'pending') = (finished_at is null)),
   constraint outbox_planned_when_not_pending check (not to_plan or status = 'pending'),
   constraint outbox_email_lower_case check (email !~ '[A-Z]')
-) with (fillfactor = 90);
+)
+-- Vacuumed when a hundredth is dead, not a fifth: what is dead is in the way of whoever looks for what is due.
+with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.02);
 
 create index outbox_to_plan on outbox (id) where to_plan;
 create index outbox_unsettled on outbox (status, received_at) where status in ('pending', 'dead');
@@ -87,7 +89,7 @@ create table outbox_action (
   constraint outbox_action_done_says_what check ((status = 'done') = (outcome is not null)),
   constraint outbox_action_dead_says_why check (status <> 'dead' or last_error is not null),
   constraint outbox_action_attempts_sane check (attempts >= 0 and setbacks >= 0)
-) with (fillfactor = 80);
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.02);
 
 create index outbox_action_alert on outbox_action (outbox_id);
 -- The claim: first attempts and retries apart, so that neither starves the other.
@@ -111,7 +113,7 @@ create table outbox_attempt (
   http_status integer,
   -- Null when it succeeded.
   error       text
-);
+) with (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.02);
 
 create index outbox_attempt_action on outbox_attempt (action_id);
 

@@ -275,6 +275,36 @@ impl Drop for Authority {
     }
 }
 
+/// Dead rows are taken away long before they are a fifth of a table, which is what Postgres waits for by itself.
+#[tokio::test]
+async fn hot_tables_are_vacuumed_early() {
+    let cluster = Cluster::start(&["autovacuum_naptime=1s"]).await;
+    cluster.sql(&["alter system set autovacuum = off", "select pg_reload_conf()"]).await;
+    let oarlock = Settings::default().one_role().start_on(Database::create_in(cluster.url()).await).await;
+    sqlx::raw_sql(
+        "insert into outbox (id, source, alert_id, alert_name, status, to_plan, finished_at, payload, body, signature)
+         select gen_random_uuid(), 'classic', n, 'transfer_paid', 'ignored', false, now(), '{}', '', '' from generate_series(1, 20000) n;
+         insert into outbox_action (id, outbox_id, kind, email, status, outcome, finished_at)
+         select gen_random_uuid(), id, 'slack_invite', 'a@example.com', 'done', 'invited', now() from outbox;
+         insert into outbox_attempt (action_id, attempt, started_at, duration_ms) select id, 1, now(), 1 from outbox_action",
+    )
+    .execute(oarlock.pool())
+    .await
+    .unwrap();
+    sqlx::raw_sql("vacuum (analyze)").execute(oarlock.pool()).await.unwrap();
+    for touch in [
+        "update outbox set received_at = now() where alert_id::int % 10 = 0",
+        "update outbox_action set created_at = now() where outbox_id in (select id from outbox where alert_id::int % 10 = 0)",
+        "update outbox_attempt set duration_ms = 2 where id % 10 = 0",
+    ] {
+        sqlx::raw_sql(touch).execute(oarlock.pool()).await.unwrap();
+    }
+    cluster.sql(&["alter system set autovacuum = on", "select pg_reload_conf()"]).await;
+    let vacuumed = "select count(*) = 3 from pg_stat_user_tables
+                    where relname in ('outbox', 'outbox_action', 'outbox_attempt') and autovacuum_count > 0";
+    oarlock.until("all three are vacuumed", vacuumed).await;
+}
+
 const CUT_APP: &str = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'";
 
 const READ_ONLY: [&str; 2] = ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"];
