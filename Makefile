@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check fmt sqlx tools
+.PHONY: help demo test newest bench check fmt sqlx tools
 
 # nextest shows more and isolates better; without it cargo's own runner will do.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -27,6 +27,11 @@ else
 	tests/with-pgbouncer tests/with-prometheus tests/with-postgres cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc --quiet
+
+newest: ## what matters most once more, on the newest Postgres
+	cargo build --locked --workspace --all-targets
+	DATABASE_URL= WITH_POSTGRES=newest tests/with-postgres cargo $(if $(NEXTEST),nextest run,test) --locked --package oarlock-tests \
+		--test guarantees --test operations --test convergence --test roles --test runbook
 
 bench: ## what it achieves beside what Postgres does at best; ONLY=ingest,drain some of it, QUICK=1 a try
 	cargo build --locked --release --package oarlock-receiver --package oarlock-worker --package oarlock-sandbox

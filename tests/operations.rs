@@ -465,6 +465,30 @@ async fn finished_alerts_go_when_their_time_is_over_and_dead_ones_stay() {
     assert_eq!(oarlock.value::<String>(left).await, "ann@example.com dead, eve@example.com done");
 }
 
+/// What is old goes when nobody is in the way of it: not while others wait for their turn.
+#[tokio::test]
+async fn retention_stands_back_while_something_is_due() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("old@example.com")).await;
+    oarlock.settles().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.sets_up("update outbox set finished_at = finished_at - interval '91 days'").await;
+    oarlock.set("OARLOCK_WORKER__CONCURRENCY", "1");
+    oarlock.slack().fail(Fault::hang());
+    for who in ["bob", "eve"] {
+        oarlock.paddle_sends(&Classic::payment_succeeded(&format!("{who}@example.com"))).await;
+    }
+    oarlock.start_worker().await;
+    let stays = |line: &serde_json::Value| {
+        line["message"].as_str().is_some_and(|text| text.contains("past their retention stay"))
+    };
+    oarlock.worker().says("that old alerts stay", stays).await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox").await, 3);
+    oarlock.slack().clear_faults();
+    oarlock.until("the old one is gone", "select count(*) = 2 from outbox").await;
+    assert!(oarlock.slack().invited("bob@example.com") && oarlock.slack().invited("eve@example.com"));
+}
+
 /// An alert that Postgres does not take at planning is buried, and holds up nobody.
 #[tokio::test]
 async fn an_alert_that_cannot_be_planned_holds_up_nobody() {

@@ -1,6 +1,8 @@
 //! Postgres around us: poolers, restarts, failover, times without writes, a full house, TLS and what else a URL may say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -178,6 +180,129 @@ async fn a_full_connection_table_is_waited_for() {
     drop(crowd);
     load.goes_on(50).await;
     all_done_once(&oarlock, &load.stops().await).await;
+}
+
+/// The way to Postgres as the URL says it: encrypted to whom the certificate names, under a name, in a schema of its own.
+#[tokio::test]
+async fn what_the_url_says_is_done() {
+    let cluster = Cluster::start(&[]).await;
+    let [ours, other] = [Authority::new(), Authority::new()];
+    let (certificate, key) = ours.certifies("IP:127.0.0.1");
+    let certificate = cluster.keeps("server.pem", &certificate);
+    let key = cluster.keeps("server.key", &key);
+    cluster
+        .sql(&[
+            &format!("alter system set ssl_cert_file = '{}'", certificate.display()),
+            &format!("alter system set ssl_key_file = '{}'", key.display()),
+            "alter system set ssl = on",
+            "select pg_reload_conf()",
+        ])
+        .await;
+    cluster.until("it is reloaded", "select current_setting('ssl')::bool").await;
+    let database = Database::create_in(cluster.url()).await;
+    sqlx::raw_sql("create schema ledger").execute(database.pool()).await.unwrap();
+    let plain = database.url().split('?').next().unwrap().to_owned();
+    let verified = |authority: &Authority| {
+        format!("{plain}?sslmode=verify-full&sslrootcert={}", authority.certificate().display())
+    };
+    let way = verified(&ours) + "&application_name=oarlock%20of%20acme&options=-csearch_path=ledger";
+    let oarlock = Settings::default().database_url(way).start_on(database).await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("it is done, in that schema", "select status = 'done' from ledger.outbox").await;
+    assert!(oarlock.slack().invited(ANN));
+    assert_eq!(oarlock.value::<Option<String>>("select to_regclass('public.outbox')::text").await, None);
+    let connected = "select string_agg(distinct concat_ws(' ', application_name, ssl), ', ')
+                     from pg_stat_activity join pg_stat_ssl using (pid) where application_name like '%oarlock%'";
+    let connected: String = sqlx::query_scalar(connected).fetch_one(oarlock.pool()).await.unwrap();
+    assert_eq!(connected, "oarlock of acme t");
+
+    let says = async |way: String, why: &str| {
+        let oarlock = Settings::default().database_url(way).prepare(Database::create().await).await;
+        let doctor = oarlock.spawn("oarlock-worker", &["doctor"]).ends().await;
+        let line = doctor.output.lines().find(|line| line.contains(" database: ")).unwrap_or_default();
+        assert!(doctor.code == Some(1) && line.starts_with("FAIL") && line.contains(why), "{why}: {}", doctor.output);
+    };
+    says(verified(&other), "UnknownIssuer").await;
+    let elsewhere = verified(&ours).replace("127.0.0.1", "localhost");
+    says(elsewhere, "not valid for name").await;
+    cluster.sql(&["alter system set ssl = off", "select pg_reload_conf()"]).await;
+    cluster.until("it is reloaded", "select not current_setting('ssl')::bool").await;
+    says(verified(&ours), "server does not support TLS").await;
+}
+
+/// Whoever certifies servers, in a directory that is gone when the test is over.
+struct Authority(PathBuf);
+
+impl Authority {
+    fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!("oarlock-authority-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&directory).expect("a directory can be made");
+        let this = Self(directory);
+        this.openssl(&format!(
+            "req -x509 {NEW_KEY} -keyout ca.key -out ca.pem -days 2 -subj /CN={}",
+            uuid::Uuid::new_v4()
+        ));
+        this
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+
+    /// A server's certificate and its key.
+    fn certifies(&self, name: &str) -> (Vec<u8>, Vec<u8>) {
+        std::fs::write(self.0.join("names"), format!("subjectAltName={name}")).expect("it is ours");
+        self.openssl(&format!("req {NEW_KEY} -keyout server.key -out server.csr -subj /CN=server"));
+        self.openssl(
+            "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names",
+        );
+        let read = |name| std::fs::read(self.0.join(name)).expect("openssl has written it");
+        (read("server.pem"), read("server.key"))
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let mut command = Command::new("openssl");
+        let output = command.args(arguments.split(' ')).current_dir(&self.0).output().expect("openssl is on the PATH");
+        assert!(output.status.success(), "openssl {arguments}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+const NEW_KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Dead rows are taken away long before they are a fifth of a table, which is what Postgres waits for by itself.
+#[tokio::test]
+async fn hot_tables_are_vacuumed_early() {
+    let cluster = Cluster::start(&["autovacuum_naptime=1s"]).await;
+    cluster.sql(&["alter system set autovacuum = off", "select pg_reload_conf()"]).await;
+    let oarlock = Settings::default().one_role().start_on(Database::create_in(cluster.url()).await).await;
+    sqlx::raw_sql(
+        "insert into outbox (id, source, alert_id, alert_name, status, to_plan, finished_at, payload, body, signature)
+         select gen_random_uuid(), 'classic', n, 'transfer_paid', 'ignored', false, now(), '{}', '', '' from generate_series(1, 20000) n;
+         insert into outbox_action (id, outbox_id, kind, email, status, outcome, finished_at)
+         select gen_random_uuid(), id, 'slack_invite', 'a@example.com', 'done', 'invited', now() from outbox;
+         insert into outbox_attempt (action_id, attempt, started_at, duration_ms) select id, 1, now(), 1 from outbox_action",
+    )
+    .execute(oarlock.pool())
+    .await
+    .unwrap();
+    sqlx::raw_sql("vacuum (analyze)").execute(oarlock.pool()).await.unwrap();
+    for touch in [
+        "update outbox set received_at = now() where alert_id::int % 10 = 0",
+        "update outbox_action set created_at = now() where outbox_id in (select id from outbox where alert_id::int % 10 = 0)",
+        "update outbox_attempt set duration_ms = 2 where id % 10 = 0",
+    ] {
+        sqlx::raw_sql(touch).execute(oarlock.pool()).await.unwrap();
+    }
+    cluster.sql(&["alter system set autovacuum = on", "select pg_reload_conf()"]).await;
+    let vacuumed = "select count(*) = 3 from pg_stat_user_tables
+                    where relname in ('outbox', 'outbox_action', 'outbox_attempt') and autovacuum_count > 0";
+    oarlock.until("all three are vacuumed", vacuumed).await;
 }
 
 const CUT_APP: &str = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'";
