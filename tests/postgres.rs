@@ -219,7 +219,7 @@ async fn what_the_url_says_is_done() {
     let says = async |way: String, why: &str| {
         let oarlock = Settings::default().database_url(way).prepare(Database::create().await).await;
         let doctor = oarlock.spawn("oarlock-worker", &["doctor"]).ends().await;
-        let line = doctor.output.lines().find(|line| line.contains(" database: ")).unwrap_or_default();
+        let line = doctor.output.lines().find(|line| line.contains("database.connection: ")).unwrap_or_default();
         assert!(doctor.code == Some(1) && line.starts_with("FAIL") && line.contains(why), "{why}: {}", doctor.output);
     };
     says(verified(&other), "UnknownIssuer").await;
