@@ -45,18 +45,6 @@ pub struct Loop {
 /// calls to be repeated than it may have in flight.
 pub type Recordable = (Finished, OwnedSemaphorePermit);
 
-/// How long after the first slot came free others are waited for.
-const GATHER: Duration = Duration::from_millis(2);
-
-/// Waits for a free slot, and a moment for half of them: in a backlog of quick calls they come free together, and to claim many
-/// costs hardly more than to claim one.
-async fn some_come_free(slots: &Semaphore, concurrency: usize) {
-    let half = u32::try_from(concurrency / 2).unwrap_or(u32::MAX);
-    if slots.acquire().await.is_ok() {
-        let _ = tokio::time::timeout(GATHER, slots.acquire_many(half)).await;
-    }
-}
-
 impl Loop {
     /// Claims and runs until the token is cancelled; then lets what runs finish, and hands back what does not in time.
     pub async fn run(self, shutdown: CancellationToken) {
@@ -100,7 +88,7 @@ impl Loop {
             let is_full = slots.available_permits() == 0;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = some_come_free(&slots, this.concurrency), if is_full => {}
+                _ = slots.acquire(), if is_full => {}
                 () = this.bells.of(this.destination).notified(), if !is_full => {}
                 () = tokio::time::sleep(wait), if !is_full => {}
             }
