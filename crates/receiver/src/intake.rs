@@ -1,7 +1,8 @@
 //! Verified alerts are committed, many at a time.
 //!
 //! Group commit: while commits are under way the next batch gathers, so a lone alert waits for nothing and a burst shares the
-//! cost of reaching the disk. A few committers take turns: with one alone, everybody waits while it waits for the disk. The queue is bounded, in alerts and in bytes; what does not fit is refused at once.
+//! cost of reaching the disk. Committers take turns: with one alone, everybody waits while it waits for the disk. The queue
+//! is bounded, in alerts and in bytes; what does not fit is refused at once.
 
 use std::mem;
 use std::sync::Arc;
@@ -27,8 +28,6 @@ const ROOM_KB: usize = 16 * 1024;
 const BATCH: usize = 256;
 /// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections that are tried in turn: after a restart of Postgres the first ones may be dead.
-const TRIES: u32 = 4;
 
 /// The way into the outbox.
 #[derive(Debug)]
@@ -120,40 +119,40 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut tries_left = TRIES;
-    let stored = loop {
-        let mut connection = match pool.acquire().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                fail(callers.into_iter().map(|(answer, _)| answer), &error);
-                return false;
-            }
-        };
-        tries_left -= 1;
-        match timeout(COMMIT_TIMEOUT, insert(&mut connection, &alerts)).await {
-            Ok(Ok(stored)) => break stored,
-            // Whether it was committed or not, what is inserted again is found stored.
-            Ok(Err(error)) if is_connection_lost(&error) && tries_left > 0 => connection.give_up(),
-            Ok(Err(error)) => {
-                fail(callers.into_iter().map(|(answer, _)| answer), &error);
-                return false;
-            }
-            Err(_) => {
-                // The statement may still be running over there: nothing more can be asked on this connection.
-                connection.give_up();
-                fail(callers.into_iter().map(|(answer, _)| answer), &sqlx::Error::PoolTimedOut);
-                return false;
-            }
+    let mut stored = store_all(pool, &alerts).await;
+    // Then no connection of before is used any more, and a new one may do. Whether it was committed or not: what is inserted
+    // again is found stored.
+    let again = stored.as_ref().is_err_and(is_connection_lost);
+    if again {
+        stored = store_all(pool, &alerts).await;
+    }
+    let stored = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            fail(callers.into_iter().map(|(answer, _)| answer), &error);
+            return false;
         }
     };
     // After a second try the news may be what the first one has stored.
-    let mut any_new = tries_left < TRIES - 1;
+    let mut any_new = again;
     for ((answer, _), stored) in callers.into_iter().zip(stored) {
         any_new |= stored == Ok(Stored::New);
         // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
         let _ = answer.send(stored);
     }
     any_new
+}
+
+async fn store_all(pool: &PgPool, alerts: &[NewAlert]) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    match timeout(COMMIT_TIMEOUT, insert(&mut connection, alerts)).await {
+        Ok(stored) => stored,
+        Err(_) => {
+            // The statement may still be running over there: nothing more can be asked on this connection.
+            connection.give_up();
+            Err(sqlx::Error::PoolTimedOut)
+        }
+    }
 }
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.
