@@ -1,13 +1,13 @@
 //! Postgres around us: poolers, restarts, failover, times without writes, a full house, TLS and what else a URL may say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use oarlock_sandbox::Fault;
 use oarlock_sandbox::paddle::Classic;
-use oarlock_sandbox::{Fault, Service};
 use oarlock_tests::{Cluster, Database, Load, Oarlock, Pooler, Settings, Switch, Told};
 use sqlx::{Connection as _, PgConnection};
 
@@ -345,12 +345,7 @@ async fn all_done_once(oarlock: &Oarlock, told: &Told) {
     assert_eq!(stored.len(), rows.len(), "an alert is stored twice");
     let accepted: BTreeSet<_> = told.accepted.iter().collect();
     assert_eq!(stored, accepted, "{}\n{}", oarlock.outbox().await, oarlock.logs());
-    let mut calls: BTreeMap<String, i64> = BTreeMap::new();
-    for call in oarlock.sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite") {
-        let email =
-            call.request.as_ref().and_then(|form| form["email"].as_str()).expect("an invitation names somebody");
-        *calls.entry(email.to_owned()).or_default() += 1;
-    }
+    let calls = oarlock.calls_to_slack();
     let repeated = calls.values().filter(|count| **count > 1).count();
     println!("{} customers, {repeated} of them asked for twice", rows.len());
     for (email, claims) in &rows {

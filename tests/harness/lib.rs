@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use oarlock_sandbox::paddle::{BillingAlert, BillingSigner, ClassicAlert, ClassicSigner, Reply, Sender, Signed};
-use oarlock_sandbox::{Edition, Jira, Options, PaddleApi, Sandbox, Slack};
+use oarlock_sandbox::{Edition, Jira, Options, PaddleApi, Sandbox, Service, Slack};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -276,6 +276,17 @@ impl Oarlock {
 
     pub fn slack(&self) -> &Slack {
         self.sandbox.slack()
+    }
+
+    /// How often Slack was asked to invite each address, with and without effect.
+    pub fn calls_to_slack(&self) -> BTreeMap<String, i64> {
+        let mut calls = BTreeMap::new();
+        for call in self.sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite") {
+            let email =
+                call.request.as_ref().and_then(|form| form["email"].as_str()).expect("an invitation names somebody");
+            *calls.entry(email.to_owned()).or_default() += 1;
+        }
+        calls
     }
 
     pub fn paddle_api(&self) -> &PaddleApi {

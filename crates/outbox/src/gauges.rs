@@ -1,6 +1,6 @@
 //! Counts for metrics, each from an index of its own.
 
-use crate::pool::{PgPool, Transaction};
+use crate::{BEGIN_OVERVIEW, PgPool};
 
 /// How many alerts there are of a status.
 #[derive(Debug)]
@@ -41,23 +41,12 @@ pub struct Gauges {
     pub destinations: Vec<DestinationState>,
 }
 
-/// They look at many rows, so Postgres is to plan for them as it sees fit, not as for the worker's other statements
-/// ([`BY_INDEX`](crate::BY_INDEX)).
-async fn overview(pool: &PgPool) -> Result<Transaction, sqlx::Error> {
-    pool.begin_with(
-        "begin read only; set local plan_cache_mode to default; set local enable_seqscan to default;
-         set local enable_bitmapscan to default; set local enable_hashjoin to default; set local enable_mergejoin to default;
-         set local jit to default",
-    )
-    .await
-}
-
 /// Reads these counts.
 ///
 /// # Errors
 /// When the database is away.
 pub async fn read(pool: &PgPool) -> Result<Gauges, sqlx::Error> {
-    let mut transaction = overview(pool).await?;
+    let mut transaction = pool.begin_with(BEGIN_OVERVIEW).await?;
     let alerts = sqlx::query_as!(
         AlertCount,
         r#"select status as "status!", count(*) as "count!" from outbox where status in ('pending', 'dead') group by status
@@ -98,6 +87,6 @@ pub async fn read_drift(pool: &PgPool) -> Result<Drift, sqlx::Error> {
         r#"select count(*) as "customers!", coalesce(extract(epoch from now() - min(differs_since)), 0)::float8 as "oldest_seconds!"
            from access where differs_since is not null"#
     )
-    .fetch_one(&mut *overview(pool).await?)
+    .fetch_one(&mut *pool.begin_with(BEGIN_OVERVIEW).await?)
     .await
 }

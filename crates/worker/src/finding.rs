@@ -106,6 +106,18 @@ impl Vendor {
         };
         Trouble::new(failure.detail(), remedy)
     }
+
+    /// What came of asking it.
+    pub(crate) fn finding(
+        &self,
+        check: &'static str,
+        subject: Option<&str>,
+        result: Result<String, Failure>,
+        remedy: &str,
+    ) -> Finding {
+        let result = result.map_err(|failure| self.trouble(&failure, remedy));
+        Finding { check, subject: subject.map(str::to_owned), result }
+    }
 }
 
 /// How long the checks of a vendor that are made side by side may take, all of them together. There are two rounds at most.

@@ -223,13 +223,12 @@ const ADDRESS: &str = "jira.base_url";
 
 /// What the first two questions came to: who answers at the address, and whom it takes us for. What is wrong is told once.
 fn entrance(vendor: &Vendor, edition: Result<String, Failure>, myself: Result<String, Failure>) -> Vec<Finding> {
-    let remedy = "set jira.base_url and jira.edition as docs/setup.md says";
-    let address = |result: Result<String, Failure>| {
-        Finding::new("jira.address", result.map_err(|failure| vendor.trouble(&failure, remedy)))
+    let address = |result| {
+        vendor.finding("jira.address", None, result, "set jira.base_url and jira.edition as docs/setup.md says")
     };
-    let credentials = |result: Result<String, Failure>| {
+    let credentials = |result| {
         let remedy = "let the account of the token log in to Jira once, and see that it is not blocked";
-        Finding::new("jira.credentials", result.map_err(|failure| vendor.trouble(&failure, remedy)))
+        vendor.finding("jira.credentials", None, result, remedy)
     };
     match (&edition, &myself) {
         (Err(Failure { http_status: Some(401 | 403), .. }), Err(_)) => vec![credentials(myself)],

@@ -98,12 +98,12 @@ impl Paddle {
                 check(Ok("accepted, may read customers".to_owned()))
             }
             Err(failure) if failure.http_status.is_none() => {
-                vec![Finding::new("paddle.address", Err(VENDOR.trouble(&failure, "")))]
+                vec![VENDOR.finding("paddle.address", None, Err(failure), "")]
             }
             Err(failure) => {
                 let remedy =
                     if failure.http_status == Some(404) { "set paddle.billing.api_url right" } else { NEW_KEY };
-                check(Err(VENDOR.trouble(&failure, remedy)))
+                vec![VENDOR.finding("paddle.credentials", None, Err(failure), remedy)]
             }
         }
     }

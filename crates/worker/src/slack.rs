@@ -92,9 +92,9 @@ impl Slack {
         let (answer, identity) = match until(round(), self.identity()).await {
             Ok(known) => known,
             Err(failure) if failure.http_status.is_none() => {
-                return vec![Finding::new("slack.address", Err(VENDOR.trouble(&failure, "")))];
+                return vec![VENDOR.finding("slack.address", None, Err(failure), "")];
             }
-            Err(failure) => return vec![Finding::new("slack.credentials", Err(VENDOR.trouble(&failure, NEW_TOKEN)))],
+            Err(failure) => return vec![VENDOR.finding("slack.credentials", None, Err(failure), NEW_TOKEN)],
         };
         let accepted = format!("accepted for the workspace {:?}", identity.team.as_deref().unwrap_or_default());
         let mut findings = vec![

@@ -333,17 +333,12 @@ impl Client {
             return findings;
         };
         let deadline = round();
-        let finding = |check, subject: Option<&str>, result: Result<String, Failure>, remedy: &str| Finding {
-            check,
-            subject: subject.map(str::to_owned),
-            result: result.map_err(|failure| VENDOR.trouble(&failure, remedy)),
-        };
         let desk = async {
             let id = self.service_desk.as_deref()?;
             let found = until(deadline, self.sees_service_desk(id)).await;
             let remedy = "set jira.service_desk_id to one that GET /rest/servicedeskapi/servicedesk lists, and let the token's \
                           account into its project";
-            Some(finding("jira.service_desk", Some(id), found, remedy))
+            Some(VENDOR.finding("jira.service_desk", Some(id), found, remedy))
         };
         let (people, desk, invites, groups) = tokio::join!(
             until(deadline, self.sees_people()),
@@ -352,29 +347,29 @@ impl Client {
             until(deadline, self.may_change_groups(&myself)),
         );
         let remedy = "give the token's account the global permission \"Browse users and groups\"";
-        findings.push(finding("jira.search", None, people, remedy));
+        findings.push(VENDOR.finding("jira.search", None, people, remedy));
         let can_be_invited_to = desk.as_ref().is_none_or(|desk| desk.result.is_ok());
         findings.extend(desk);
         if can_be_invited_to {
             let remedy = "make the token's account Jira administrator, and administrator of the service desk's project";
-            findings.push(finding("jira.invite", None, invites, remedy));
+            findings.push(VENDOR.finding("jira.invite", None, invites, remedy));
         }
         if access.iter().any(|membership| matches!(membership, Membership::Group(_))) {
             let remedy = "put the token's account into the group of site administrators (admin.atlassian.com), or let \
                           jira.access name organizations instead";
-            findings.push(finding("jira.change_groups", None, groups, remedy));
+            findings.push(VENDOR.finding("jira.change_groups", None, groups, remedy));
         }
         let memberships = stream::iter(access).map(async |membership| match membership {
             Membership::Group(name) => {
                 let found = until(deadline, self.look_up_group(name)).await.map(|id| format!("there, id {id}"));
                 let remedy = "make the group, or correct its name in jira.access (upper and lower case count)";
-                finding("jira.group", Some(name), found, remedy)
+                VENDOR.finding("jira.group", Some(name), found, remedy)
             }
             Membership::Organization(id) => {
                 let found = until(deadline, self.sees_organization(id)).await;
                 let remedy = "correct the number in jira.access (GET /rest/servicedeskapi/organization lists them), and make the \
                               token's account agent or administrator of a service desk";
-                finding("jira.organization", Some(id), found, remedy)
+                VENDOR.finding("jira.organization", Some(id), found, remedy)
             }
         });
         findings.extend(memberships.buffered(Self::SIDE_BY_SIDE).collect::<Vec<_>>().await);

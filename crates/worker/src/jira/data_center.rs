@@ -288,25 +288,20 @@ impl Client {
             return findings;
         };
         let deadline = round();
-        let finding = |check, subject: Option<&str>, result: Result<String, Failure>, remedy: &str| Finding {
-            check,
-            subject: subject.map(str::to_owned),
-            result: result.map_err(|failure| VENDOR.trouble(&failure, remedy)),
-        };
         let desk = async {
             let id = self.service_desk.as_deref()?;
             let found = until(deadline, self.sees_service_desk(id)).await;
             let remedy = "set jira.service_desk_id to one that GET /rest/servicedeskapi/servicedesk lists, and make the token's \
                           account administrator of its project";
-            Some(finding("jira.service_desk", Some(id), found, remedy))
+            Some(VENDOR.finding("jira.service_desk", Some(id), found, remedy))
         };
         let (people, desk, invites) =
             tokio::join!(until(deadline, self.sees_people(&myself)), desk, until(deadline, self.may_invite()));
         let remedy = "give the token's account the global permission \"Browse users\"";
-        findings.push(finding("jira.search", None, people, remedy));
+        findings.push(VENDOR.finding("jira.search", None, people, remedy));
         findings.extend(desk);
         let administer = "give the token's account the global permission \"Jira administrators\"";
-        findings.push(finding("jira.invite", None, invites, administer));
+        findings.push(VENDOR.finding("jira.invite", None, invites, administer));
         let memberships = stream::iter(access).map(async |membership| {
             let found =
                 until(deadline, self.members(membership, 0, "1", "looking up")).await.map(|_| "there".to_owned());
@@ -315,12 +310,12 @@ impl Client {
             match membership {
                 Membership::Group(name) => {
                     let remedy = "make the group, or correct its name in jira.access (upper and lower case count)";
-                    finding("jira.group", Some(name), found, if is_missing { remedy } else { administer })
+                    VENDOR.finding("jira.group", Some(name), found, if is_missing { remedy } else { administer })
                 }
                 Membership::Organization(id) => {
                     let remedy = "correct the number in jira.access: GET /rest/servicedeskapi/organization lists them";
                     let staff = "make the token's account administrator of a service desk's project";
-                    finding("jira.organization", Some(id), found, if is_missing { remedy } else { staff })
+                    VENDOR.finding("jira.organization", Some(id), found, if is_missing { remedy } else { staff })
                 }
             }
         });
