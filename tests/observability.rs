@@ -174,6 +174,10 @@ impl Prometheus {
         let process = Process::spawn(program.to_str().expect("a path of text"), &arguments, &BTreeMap::new());
         let listening = process.says("where it listens", |line| line["msg"] == "Listening on").await;
         let url = format!("http://{}", listening["address"].as_str().expect("an address"));
+        // Until then it answers, but that it cannot.
+        process
+            .says("that it is ready", |line| line["msg"].as_str().is_some_and(|text| text.contains("Server is ready")))
+            .await;
         let prometheus = Self { process, url, directory };
         prometheus.until_query("count(up == 1) == 2", |series| !series.is_empty()).await;
         prometheus
