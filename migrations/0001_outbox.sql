@@ -400,6 +400,149 @@ begin
     and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null);
 end $$;
 
+-- The addresses of these customers of Billing are known now: their look-ups that wait, or that failed, need no call any more,
+-- and the alerts that waited for them can be planned. A look-up that is under way is touched, so that its end cannot be recorded
+-- without seeing what this transaction writes.
+create function answer_look_ups(customers text[]) returns void language plpgsql as $$
+declare
+  alerts uuid[];
+begin
+  with answered as (
+    update outbox_action a
+    set status = case a.status when 'running' then a.status else 'done' end,
+        outcome = case a.status when 'running' then a.outcome else 'unchanged' end,
+        last_error = case a.status when 'running' then a.last_error end,
+        finished_at = case a.status when 'running' then a.finished_at else clock_timestamp() end
+    where a.id in (
+      -- Apart, since each has an index of its own.
+      select l.id from outbox_action l where l.subject = any (customers) and l.kind = 'paddle_customer' and l.status in ('pending', 'running')
+      union all
+      select l.id from outbox_action l where l.destination = 'paddle' and l.subject = any (customers) and l.kind = 'paddle_customer' and l.status = 'dead')
+      and a.status in ('pending', 'running', 'dead')
+    returning a.outbox_id, a.status
+  )
+  select array_agg(outbox_id) into alerts from answered where status = 'done';
+  update outbox o set status = 'pending', finished_at = null, last_error = null, to_plan = true
+  where o.id = any (alerts) and o.status in ('pending', 'dead');
+end $$;
+
+-- Writes the results of claims, each guarded by its token; returns the actions it was written for, which are not those whose
+-- claim was lost. The arrays belong together: one element of each is a result (Finished in crates/outbox/src/record.rs).
+--
+-- What was tied to an action at its claim shares its end. A function, since what waits for Postgres between two statements of
+-- a transaction waits for longer than the statements take; each statement in it sees what was committed before it began.
+--
+-- Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, and long before
+-- Postgres looks for deadlocks and lets the operator's statement fail.
+create function outbox_record(
+  ids uuid[], tokens uuid[], statuses text[], outcomes text[], errors text[], delays_ms bigint[], are_counted bool[],
+  starts_ms_ago bigint[], durations_ms bigint[], http_statuses integer[], attempt_errors text[], stand_back bool[], are_used_up bool[],
+  look_ups_in_vain uuid[])
+returns uuid[] language plpgsql set lock_timeout = '300ms' as $$
+declare
+  answered uuid[] := '{}';
+  recorded uuid[];
+  alerts   uuid[];
+  told     uuid[];
+begin
+  -- The alerts first and in order, so that two workers that finish an alert's last two actions at once do not each leave the
+  -- alert to the other.
+  perform o.id from outbox o
+  where o.id in (
+    select a.outbox_id from outbox_action a where a.id = any (ids)
+    union
+    select f.outbox_id from outbox_action l cross join lateral (
+      select f.outbox_id from outbox_action f
+      where f.leader_id = l.id and f.status = 'pending'
+      offset 0) f
+    where l.id = any (ids))
+  order by o.id for update;
+  -- A pause that somebody ends in this moment is over for what is written here as well.
+  if true = any (stand_back) then
+    perform from destination order by name for share;
+  end if;
+  -- Look-ups whose address an alert has told meanwhile: the first alerts of a new customer come in any order, and may be quicker
+  -- than Paddle's API. Under lock first, and then with a fresh look: the planner touches the row of whom it learns an address for.
+  if look_ups_in_vain <> '{}' then
+    perform from outbox_action a where a.id = any (look_ups_in_vain) order by a.id for update;
+    answered := array(
+      select a.id from outbox_action a join billing_customer c on c.customer_id = a.customer_id
+      where a.id = any (look_ups_in_vain) and c.learnt_at >= a.due_at);
+  end if;
+
+  with said as (
+    select * from unnest(ids, tokens, statuses, outcomes, errors, delays_ms, are_counted, starts_ms_ago, durations_ms,
+                         http_statuses, attempt_errors, stand_back, are_used_up)
+      as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back, used_up)
+  ), result as materialized (
+    select * from said where id <> all (answered)
+    union all
+    select id, token, 'done', 'unchanged', null, 0, true, started_ms_ago, duration_ms, http_status, attempt_error, false, false
+    from said where id = any (answered)
+  ), leader as (
+    update outbox_action a
+    set status = r.status, outcome = r.outcome,
+        last_error = case when r.status = 'done' then null else coalesce(r.error, a.last_error) end,
+        attempts = greatest(a.attempts - case when r.counted then 0 else 1 end, 0),
+        setbacks = case when r.stood_back then a.setbacks + 1 when r.counted then 0 else a.setbacks end,
+        run_at = case when r.stood_back
+                      then greatest(clock_timestamp(), case when isfinite(d.paused_until) then d.paused_until end)
+                           + least(interval '5 min' * (power(2, least(a.setbacks, 10)) - 1), interval '1 hour')
+                      when r.status = 'pending' then clock_timestamp() + r.delay_ms * interval '1 ms'
+                      else a.run_at end,
+        finished_at = case when r.status <> 'pending' then clock_timestamp() end,
+        claim_token = null, claimed_by = null
+    from result r, destination d
+    where a.id = r.id and a.id = any (ids) and a.claim_token = r.token and d.name = a.destination
+    returning a.id, a.outbox_id, a.kind, a.status, a.last_error, a.run_at, a.attempts,
+              r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
+  ), follower as (
+    -- Row by row, whatever the planner believes of a table that has just filled up. Who came late to a series of attempts
+    -- does not die with its last one.
+    select f.id, l.id as leader_id, case when l.used_up and f.attempts + 1 < l.attempts then 'pending' else l.status end as status
+    from leader l cross join lateral (
+      select f.id, f.attempts from outbox_action f
+      where f.leader_id = l.id and f.status = 'pending'
+      offset 0) f
+  ), followed as (
+    update outbox_action f
+    set status = w.status,
+        -- The call was made for it as well. (But a new alert's first attempts do not use up those of an old one.)
+        attempts = f.attempts + case when l.counted and l.status <> 'done' and l.attempts > f.attempts then 1 else 0 end,
+        outcome = case when l.status = 'done' then 'covered by ' || l.id end,
+        last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
+        run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) when w.status = 'pending' then clock_timestamp() else f.run_at end,
+        finished_at = case when w.status <> 'pending' then clock_timestamp() end,
+        leader_id = case when l.status = 'done' then f.leader_id end
+    from follower w join leader l on l.id = w.leader_id
+    where f.id = w.id and f.id = any (array(select id from follower)) and f.leader_id = l.id and f.status = 'pending'
+    returning f.outbox_id, f.kind, f.status
+  ), history as (
+    insert into outbox_attempt (action_id, attempt, started_at, duration_ms, http_status, error)
+    select l.id, l.attempts + case when l.counted then 0 else 1 end, clock_timestamp() - l.started_ms_ago * interval '1 ms',
+           least(l.duration_ms, 2147483647)::int, l.http_status, l.attempt_error
+    from leader l where l.started_ms_ago is not null
+  ), ended as (
+    select id, outbox_id, kind, status from leader
+    union all
+    select null, outbox_id, kind, status from followed
+  )
+  select array_agg(e.id) filter (where e.id is not null), array_agg(e.outbox_id),
+         array_agg(e.outbox_id) filter (where e.kind = 'paddle_customer' and e.status = 'done')
+  into recorded, alerts, told
+  from ended e;
+
+  -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
+  if told is not null then
+    update outbox o set to_plan = true where o.id = any (told) and o.status = 'pending';
+    perform answer_look_ups(array(
+      select a.subject from outbox_action a where a.id = any (recorded) and a.kind = 'paddle_customer' and a.status = 'done'));
+  end if;
+  -- Of what was written alone: a worker that lost its claim has nothing to say about an alert either.
+  perform outbox_settle(alerts);
+  return coalesce(recorded, '{}');
+end $$;
+
 -- An action that ends without a result (buried at claim time, discarded by hand) settles its alert whoever ended it. The
 -- worker's recorder has settled the alert's row already; then this finds nothing to do.
 create function outbox_action_ended() returns trigger language plpgsql as $$

@@ -476,6 +476,30 @@ async fn rate_limited(act: Act, fault: Fault) {
     assert!(first >= PAUSE, "called again after {first:?}");
 }
 
+/// The next action is claimed while a call is under way, if calls are quick; but amid a pause nobody is called for it.
+#[tokio::test]
+async fn what_was_claimed_ahead_is_handed_back_when_the_destination_pauses() {
+    const PAUSE: Duration = Duration::from_secs(2);
+    let trial = Trial::start(SlackInvite, settings().set("OARLOCK_WORKER__CONCURRENCY", "1")).await;
+    trial.oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    for number in 0..20 {
+        trial.pays(&format!("customer-{number}")).await;
+    }
+    trial.goes_wrong(Fault::status(429).retry_after(PAUSE).with_probability(0.2, 1).times(1));
+    trial.oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+    trial.oarlock.settles().await;
+
+    let calls = trial.calls();
+    assert_eq!(calls.len(), 21);
+    let limited = calls.iter().position(|call| !call.worked).expect("the fault struck");
+    assert!((1..20).contains(&limited), "it struck amid the others: {limited}");
+    let asked_at = calls[limited].finished.expect("it was answered");
+    let first = calls[limited + 1..].iter().map(|call| call.started - asked_at).min().expect("there are some");
+    assert!(first >= PAUSE, "called again after {first:?}");
+    let attempts = "select sum(attempts) from outbox_action where kind = 'slack_invite'";
+    assert_eq!(trial.oarlock.value::<i64>(attempts).await, 20);
+}
+
 #[tokio::test]
 async fn how_long_to_pause_when_nobody_says() {
     let trial = Trial::start(SlackInvite, settings()).await;

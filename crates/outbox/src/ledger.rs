@@ -3,11 +3,10 @@
 //! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
 
 use sqlx::PgExecutor;
-use uuid::Uuid;
 
+use crate::PgPool;
 use crate::access::Address;
 use crate::claim::Claim;
-use crate::pool::{Connection, PgPool};
 
 /// What a customer pays for at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -287,46 +286,6 @@ pub async fn keep_address(
         address.told_by
     )
     .execute(executor)
-    .await
-    .map(drop)
-}
-
-/// The addresses of these customers are known now: their look-ups that wait, or that failed, need no call any more, and the
-/// alerts that waited for them can be planned. A look-up that is under way is touched, so that its end cannot be recorded
-/// without seeing what this transaction writes.
-///
-/// # Errors
-/// When the database is away.
-pub(crate) async fn answer_look_ups(connection: &mut Connection, customers: &[&str]) -> Result<(), sqlx::Error> {
-    let answered = sqlx::query!(
-        r#"
-        update outbox_action
-        set status = case status when 'running' then status else 'done' end,
-            outcome = case status when 'running' then outcome else 'unchanged' end,
-            last_error = case status when 'running' then last_error end,
-            finished_at = case status when 'running' then finished_at else clock_timestamp() end
-        where id in (
-          -- Apart, since each has an index of its own.
-          select id from outbox_action where subject = any($1::text[]) and kind = 'paddle_customer' and status in ('pending', 'running')
-          union all
-          select id from outbox_action where destination = 'paddle' and subject = any($1::text[]) and kind = 'paddle_customer' and status = 'dead')
-          and status in ('pending', 'running', 'dead')
-        returning outbox_id, status
-        "#,
-        customers as _
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let alerts: Vec<Uuid> = answered.iter().filter(|row| row.status == "done").map(|row| row.outbox_id).collect();
-    if alerts.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        "update outbox set status = 'pending', finished_at = null, last_error = null, to_plan = true
-         where id = any($1) and status in ('pending', 'dead')",
-        &alerts
-    )
-    .execute(connection)
     .await
     .map(drop)
 }

@@ -303,12 +303,6 @@ impl Batch {
     /// When nothing was written: every alert is as it was before.
     pub async fn commit(mut self, plan: &Plan) -> Result<(), sqlx::Error> {
         let transaction = &mut self.transaction;
-        if !plan.subscriptions.is_empty() {
-            write_subscriptions(transaction, &plan.subscriptions).await?;
-        }
-        if !plan.told.is_empty() {
-            write_told(transaction, &plan.told).await?;
-        }
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
         }
@@ -317,22 +311,9 @@ impl Batch {
         }
         if !plan.addresses.is_empty() {
             let customers: Vec<&str> = plan.addresses.keys().map(String::as_str).collect();
-            ledger::answer_look_ups(transaction, &customers).await?;
+            sqlx::query!("select answer_look_ups($1)", &customers as _).execute(&mut **transaction).await?;
         }
-        if !plan.paid_changed.is_empty() {
-            let mut emails = plan.paid_changed.clone();
-            emails.sort();
-            emails.dedup();
-            sqlx::query!(
-                "insert into customer (email, paid_changed_at) select email, clock_timestamp() from unnest($1::text[]) as c (email) order by email
-                 on conflict (email) do update set paid_changed_at = excluded.paid_changed_at",
-                &emails
-            )
-            .execute(&mut **transaction)
-            .await?;
-        }
-        write_actions(transaction, &plan.alerts, self.now).await?;
-        write_alerts(transaction, &plan.alerts).await?;
+        write(transaction, plan, self.now).await?;
         self.transaction.commit().await
     }
 }
@@ -352,65 +333,6 @@ pub async fn bury(pool: &PgPool, alert: Uuid, reason: &str) -> Result<(), sqlx::
     .map(drop)
 }
 
-async fn write_subscriptions(
-    transaction: &mut Transaction,
-    subscriptions: &HashMap<Key, Subscription>,
-) -> Result<(), sqlx::Error> {
-    let rows: Vec<_> = subscriptions.iter().collect();
-    sqlx::query!(
-        r#"
-        insert into subscription
-          (source, subscription_id, email, told_email, customer_id, plans, status, entitled_until, as_of)
-        select source, id, email, told_email, customer_id, array(select jsonb_array_elements_text(plans::jsonb)), status, entitled_until, as_of
-        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::timestamptz[])
-          as new (source, id, email, told_email, customer_id, plans, status, entitled_until, as_of)
-        on conflict (source, subscription_id) do update set
-          email = excluded.email, told_email = excluded.told_email, customer_id = excluded.customer_id, plans = excluded.plans,
-          status = excluded.status, entitled_until = excluded.entitled_until, as_of = excluded.as_of
-        "#,
-        &rows.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.email.as_deref()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.told_email.as_deref()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.customer_id.as_deref()).collect::<Vec<_>>() as _,
-        // Postgres has no arrays of arrays of different lengths.
-        &rows.iter().map(|(_, s)| Value::from(s.plans.clone()).to_string()).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, s)| s.status.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.entitled_until).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, s)| s.as_of).collect::<Vec<_>>(),
-    )
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
-}
-
-async fn write_told(transaction: &mut Transaction, rows: &[(Key, Told)]) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        r#"
-        insert into subscription_alert
-          (source, subscription_id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
-        select source, id, alert_id, happened_at, status, old_status, array(select jsonb_array_elements_text(plans::jsonb)), ends, full_refund, email, customer_id
-        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::bool[], $10::text[], $11::text[])
-          as new (source, id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
-        on conflict do nothing
-        "#,
-        &rows.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| t.alert_id.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| t.happened_at).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, t)| t.status.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| t.old_status.map(Status::as_str)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| Value::from(t.plans.clone()).to_string()).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, t)| t.ends).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
-    )
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
-}
-
 async fn write_address_change(transaction: &mut Transaction, change: &AddressChange) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into classic_address_change (alert_id, happened_at, old_email, new_email) values ($1, $2, $3, $4) on conflict do nothing",
@@ -424,70 +346,107 @@ async fn write_address_change(transaction: &mut Transaction, change: &AddressCha
     .map(drop)
 }
 
-async fn write_actions(
-    transaction: &mut Transaction,
-    alerts: &[PlannedAlert],
-    now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    let mut rows = Vec::new();
+/// Writes what follows from each alert. One statement, since somebody waits for access meanwhile.
+async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    let (alerts, told) = (&plan.alerts, &plan.told);
+    let subscriptions: Vec<_> = plan.subscriptions.iter().collect();
+    let mut paid_changed = plan.paid_changed.clone();
+    paid_changed.sort();
+    paid_changed.dedup();
+    let mut actions = Vec::new();
     for alert in alerts {
-        if let Decision::Actions(actions) = &alert.decision {
-            rows.extend(actions.iter().map(|action| (alert.id, action)));
+        if let Decision::Actions(of_alert) = &alert.decision {
+            actions.extend(of_alert.iter().map(|action| (alert.id, action)));
         }
-    }
-    if rows.is_empty() {
-        return Ok(());
     }
     sqlx::query!(
         r#"
-        insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, run_at, while_paid)
-        select id, outbox_id, kind,
-               case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
-               coalesce(due_at, $7), coalesce(due_at, $7), while_paid
-        from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::bool[])
-          as new (id, outbox_id, kind, subject, due_at, while_paid)
+        with subscriptions as (
+          insert into subscription
+            (source, subscription_id, email, told_email, customer_id, plans, status, entitled_until, as_of)
+          select source, id, email, told_email, customer_id, array(select jsonb_array_elements_text(plans::jsonb)), status, entitled_until, as_of
+          from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::timestamptz[])
+            as new (source, id, email, told_email, customer_id, plans, status, entitled_until, as_of)
+          on conflict (source, subscription_id) do update set
+            email = excluded.email, told_email = excluded.told_email, customer_id = excluded.customer_id, plans = excluded.plans,
+            status = excluded.status, entitled_until = excluded.entitled_until, as_of = excluded.as_of
+        ), told as (
+          insert into subscription_alert
+            (source, subscription_id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
+          select source, id, alert_id, happened_at, status, old_status, array(select jsonb_array_elements_text(plans::jsonb)), ends, full_refund, email, customer_id
+          from unnest($10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::text[], $15::text[], $16::text[], $17::timestamptz[], $18::bool[], $19::text[], $20::text[])
+            as new (source, id, alert_id, happened_at, status, old_status, plans, ends, full_refund, email, customer_id)
+          on conflict do nothing
+        ), customers as (
+          insert into customer (email, paid_changed_at) select email, clock_timestamp() from unnest($21::text[]) as new (email) order by email
+          on conflict (email) do update set paid_changed_at = excluded.paid_changed_at
+        ), actions as (
+          insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, run_at, while_paid)
+          select id, outbox_id, kind,
+                 case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
+                 coalesce(due_at, $28), coalesce(due_at, $28), while_paid
+          from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[])
+            as new (id, outbox_id, kind, subject, due_at, while_paid)
+        )
+        update outbox o
+        set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
+            finished_at = case when new.status <> 'pending' then clock_timestamp() end
+        from unnest($29::uuid[], $30::text[], $31::text[], $32::text[]) as new (id, email, status, error)
+        where o.id = new.id and o.id = any($29)
         "#,
-        &rows.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>(),
-        &rows.iter().map(|(alert, _)| *alert).collect::<Vec<_>>(),
-        &rows.iter().map(|(_, action)| action.kind.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, action)| action.subject.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, action)| action.due_at).collect::<Vec<_>>() as _,
-        &rows.iter().map(|(_, action)| action.while_paid).collect::<Vec<_>>(),
+        &subscriptions.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|(_, s)| s.email.as_deref()).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|(_, s)| s.told_email.as_deref()).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|(_, s)| s.customer_id.as_deref()).collect::<Vec<_>>() as _,
+        // Postgres has no arrays of arrays of different lengths.
+        &subscriptions.iter().map(|(_, s)| Value::from(s.plans.clone()).to_string()).collect::<Vec<_>>(),
+        &subscriptions.iter().map(|(_, s)| s.status.as_str()).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|(_, s)| s.entitled_until).collect::<Vec<_>>() as _,
+        &subscriptions.iter().map(|(_, s)| s.as_of).collect::<Vec<_>>(),
+        &told.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
+        &told.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| t.alert_id.as_str()).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| t.happened_at).collect::<Vec<_>>(),
+        &told.iter().map(|(_, t)| t.status.as_str()).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| t.old_status.map(Status::as_str)).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| Value::from(t.plans.clone()).to_string()).collect::<Vec<_>>(),
+        &told.iter().map(|(_, t)| t.ends).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
+        &told.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
+        &told.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
+        &paid_changed,
+        &actions.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>(),
+        &actions.iter().map(|(alert, _)| *alert).collect::<Vec<_>>(),
+        &actions.iter().map(|(_, action)| action.kind.as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(_, action)| action.subject.as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(_, action)| action.due_at).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(_, action)| action.while_paid).collect::<Vec<_>>(),
         now,
+        &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
+        &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|alert| alert.decision.status()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _,
     )
     .execute(&mut **transaction)
     .await
     .map(drop)
 }
 
-async fn write_alerts(transaction: &mut Transaction, alerts: &[PlannedAlert]) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        r#"
-        update outbox o
-        set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
-            finished_at = case when new.status <> 'pending' then clock_timestamp() end
-        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as new (id, email, status, error)
-        where o.id = new.id and o.id = any($1)
-        "#,
-        &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
-        &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
-        &alerts
-            .iter()
-            .map(|alert| match alert.decision {
-                Decision::Ignored => "ignored",
-                Decision::Dead(_) => "dead",
-                Decision::Actions(_) => "pending",
-            })
-            .collect::<Vec<_>>() as _,
-        &alerts
-            .iter()
-            .map(|alert| match &alert.decision {
-                Decision::Dead(reason) => Some(reason.as_str()),
-                Decision::Ignored | Decision::Actions(_) => None,
-            })
-            .collect::<Vec<_>>() as _,
-    )
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
+impl Decision {
+    /// The alert's status from here on.
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Ignored => "ignored",
+            Self::Dead(_) => "dead",
+            Self::Actions(_) => "pending",
+        }
+    }
+
+    fn error(&self) -> Option<&str> {
+        match self {
+            Self::Dead(reason) => Some(reason),
+            Self::Ignored | Self::Actions(_) => None,
+        }
+    }
 }

@@ -126,11 +126,11 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
     match claim.kind {
         Kind::JiraInvite => {
             let (jira, _) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
-            jira_invite(pool, jira, claim).await.map(invited)
+            Box::pin(jira_invite(pool, jira, claim)).await.map(invited)
         }
         Kind::JiraAccess => {
             let (jira, rules) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
-            Ok(match memberships::make(pool, jira, rules, claim).await? {
+            Ok(match Box::pin(memberships::make(pool, jira, rules, claim)).await? {
                 Made::Granted => "granted",
                 Made::Revoked => "revoked",
                 Made::Unchanged => UNCHANGED,
@@ -138,14 +138,14 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
         }
         Kind::SlackInvite => {
             let slack = vendors.slack.as_ref().ok_or_else(|| not_configured("slack"))?;
-            Ok(invited(slack.invite(subject).await?))
+            Ok(invited(Box::pin(slack.invite(subject)).await?))
         }
         Kind::PaddleCustomer => {
             // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
             if ledger::is_looked_up(pool, claim).await? {
                 return Ok(UNCHANGED);
             }
-            let customer = vendors.paddle.customer(subject).await?;
+            let customer = Box::pin(vendors.paddle.customer(subject)).await?;
             let Some(email) = ledger::usable_address(&customer.email) else {
                 return Err(
                     Failure::new(Meaning::Permanent, Some(200), "the customer has no usable e-mail address").into()

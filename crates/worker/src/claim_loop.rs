@@ -10,7 +10,7 @@ use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, PgPool, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -21,6 +21,7 @@ use crate::failure::{Failure, Meaning};
 use crate::http;
 use crate::judge::{self, Limits, Pause};
 use crate::metrics::Metrics;
+use crate::slots::{Place, Slot, Slots};
 use crate::wake::Bells;
 
 /// What a loop needs.
@@ -33,42 +34,40 @@ pub struct Loop {
     pub metrics: Arc<Metrics>,
     pub results: mpsc::Sender<Recordable>,
     pub terms: Terms,
-    /// How long an action may run: shorter than the lease.
+    /// How long an action may run from its claim on: shorter than the lease.
     pub run_time: Duration,
     pub limits: Limits,
-    pub concurrency: usize,
+    pub slots: Slots,
     pub poll_interval: Duration,
     pub shutdown_grace: Duration,
 }
 
-/// A result on its way to the recorder. It keeps its slot until it is written: so a worker that is killed leaves no more
-/// calls to be repeated than it may have in flight.
-pub type Recordable = (Finished, OwnedSemaphorePermit);
+/// A result on its way to the recorder, with the slot of its call if there was one: it keeps that until it is written.
+pub type Recordable = (Finished, Option<Slot>);
 
 impl Loop {
     /// Claims and runs until the token is cancelled; then lets what runs finish, and hands back what does not in time.
     pub async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let hand_back = CancellationToken::new();
-        let slots = Arc::new(Semaphore::new(this.concurrency));
         let mut running = JoinSet::new();
         let mut patience = Patience::default();
         while !shutdown.is_cancelled() {
             while running.try_join_next().is_some() {}
-            let free = slots.available_permits();
+            let room = this.slots.room();
             let mut wait = this.poll_interval;
-            if free > 0 {
-                match this.claim(free).await {
-                    Ok(claims) => {
+            if room > 0 {
+                match this.claim(room).await {
+                    Ok((claimed, claims)) => {
                         patience.reset();
                         // As many as asked for: there may be more.
-                        let more = claims.len() == free;
-                        for (claim, deadline) in claims {
-                            let slot =
-                                Arc::clone(&slots).try_acquire_owned().expect("no more were claimed than are free");
-                            running.spawn(Arc::clone(&this).run_one(claim, slot, deadline, hand_back.clone()));
+                        let more = claims.len() == room;
+                        for claim in claims {
+                            let place = this.slots.place(claimed);
+                            let stops = [shutdown.clone(), hand_back.clone()];
+                            running.spawn(Arc::clone(&this).run_one(claim, claimed, place, stops));
                         }
-                        if more && slots.available_permits() > 0 {
+                        if more && this.slots.room() > 0 {
                             continue;
                         }
                     }
@@ -85,10 +84,10 @@ impl Loop {
                     }
                 }
             }
-            let is_full = slots.available_permits() == 0;
+            let is_full = this.slots.room() == 0;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                _ = slots.acquire(), if is_full => {}
+                () = this.slots.have_room(), if is_full => {}
                 () = this.bells.of(this.destination).notified(), if !is_full => {}
                 () = tokio::time::sleep(wait), if !is_full => {}
             }
@@ -104,12 +103,12 @@ impl Loop {
         }
     }
 
-    /// Claims what is due, each with the time until which it may run.
-    async fn claim(&self, free: usize) -> Result<Vec<(Claim, Instant)>, sqlx::Error> {
-        let limit = u32::try_from(free).unwrap_or(u32::MAX);
+    /// Claims what is due; the time is the one from which the leases count at the latest.
+    async fn claim(&self, room: usize) -> Result<(Instant, Vec<Claim>), sqlx::Error> {
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
         loop {
             // The lease counts from within the statement: a little later than now, so this errs on the safe side.
-            let deadline = Instant::now() + self.run_time;
+            let now = Instant::now();
             match claim::claim(&self.pool, self.destination, limit, &self.terms).await {
                 Ok(claimed) => {
                     if !claimed.buried.is_empty() {
@@ -120,7 +119,7 @@ impl Loop {
                         );
                         self.metrics.buried(&claimed.buried);
                     }
-                    return Ok(claimed.claims.into_iter().map(|claim| (claim, deadline)).collect());
+                    return Ok((now, claimed.claims));
                 }
                 // Another worker claimed for the same customer in this instant: look again, it is visible now.
                 Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,
@@ -132,10 +131,15 @@ impl Loop {
     async fn run_one(
         self: Arc<Self>,
         claim: Claim,
-        slot: OwnedSemaphorePermit,
-        deadline: Instant,
-        hand_back: CancellationToken,
+        claimed: Instant,
+        place: Place,
+        [shutdown, hand_back]: [CancellationToken; 2],
     ) {
+        let slot = tokio::select! {
+            slot = self.slots.slot(place) => slot,
+            () = shutdown.cancelled() => None,
+        };
+        let Some(slot) = slot else { return self.hand_back(claim, None).await };
         let opening = Opening::after(claim.alert.trace_parent);
         let span = tracing::info_span!(
             "action",
@@ -151,22 +155,26 @@ impl Loop {
         let place = opening.open(&span, Role::Consumer);
         async {
             let ended = tokio::select! {
-                ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, deadline)) => Some(ended),
-                () = hand_back.cancelled() => None,
+                ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
+                () = hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
             };
-            let finished = match ended {
-                Some(ended) => self.finish(claim, ended).await,
-                None => {
-                    self.if_it_probed(&claim, false).await;
-                    Some(Finished::new(claim, Verdict::HandedBack { after: Duration::ZERO, error: None }, None))
-                }
-            };
-            if let Some(finished) = finished {
-                self.results.send((finished, slot)).await.expect("the recorder outlives the loops");
+            if let Some(finished) = self.finish(claim, ended).await {
+                self.record(finished, Some(slot)).await;
             }
         }
         .instrument(span)
         .await;
+    }
+
+    /// As if it had not been claimed.
+    async fn hand_back(&self, claim: Claim, slot: Option<Slot>) {
+        self.if_it_probed(&claim, false).await;
+        let verdict = Verdict::HandedBack { after: Duration::ZERO, error: None };
+        self.record(Finished::new(claim, verdict, None), slot).await;
+    }
+
+    async fn record(&self, finished: Finished, slot: Option<Slot>) {
+        self.results.send((finished, slot)).await.expect("the recorder outlives the loops");
     }
 
     /// Says what the end of a run means, pauses the destination if it means that, and logs it.
@@ -236,6 +244,8 @@ impl Loop {
     /// Before the action is handed back: or it would be claimed again at once.
     async fn pause(&self, pause: Pause, reason: &str) {
         let destination = self.destination;
+        // Now, and once more for what is claimed until Postgres knows.
+        self.slots.turn_back();
         let paused = match pause {
             Pause::For(length) => destination::pause_for(&self.pool, destination, length, reason).await,
             Pause::UntilMended => {
@@ -247,8 +257,11 @@ impl Loop {
                 destination::pause_until_mended(&self.pool, destination, reason).await
             }
         };
-        if let Err(error) = paused {
-            tracing::warn!(error = &error as &dyn std::error::Error, "failed to pause the destination");
+        match paused {
+            Ok(()) => self.slots.turn_back(),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to pause the destination");
+            }
         }
     }
 

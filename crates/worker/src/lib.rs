@@ -5,7 +5,7 @@
 //! | [`run`] | everything is started, and stopped |
 //! | [`wake`] | a NOTIFY wakes whoever has work; the poll is the truth |
 //! | [`planner`], [`plan`] | alerts become ledger entries and actions: the loop, and the decision (pure) |
-//! | [`claim_loop`] | a destination's due actions are claimed and run, so many at a time |
+//! | [`claim_loop`], [`slots`] | a destination's due actions are claimed and run, so many at a time |
 //! | [`act`], [`memberships`] | one action: whom to call, and with what |
 //! | [`jira`], [`slack`], [`paddle`] | the calls themselves |
 //! | [`outcome`], [`failure`] | what came of a call |
@@ -34,4 +34,5 @@ pub mod recorder;
 pub mod retry;
 pub mod run;
 pub mod slack;
+pub mod slots;
 pub mod wake;

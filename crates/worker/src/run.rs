@@ -21,11 +21,15 @@ use crate::memberships;
 use crate::metrics::Metrics;
 use crate::plan::Policy;
 use crate::retry::Schedule;
+use crate::slots::Slots;
 use crate::wake::{self, Bells};
 use crate::{housekeeping, planner, recorder};
 
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
+
+/// How long a claim may wait for its slot.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long after `shutdown_grace` the database may take for what is left to write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
@@ -68,6 +72,9 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         Destination::Slack => config.slack.is_some(),
         Destination::Paddle => true,
     };
+    // A single request always has its full time, also after a wait for its slot.
+    let run_time = settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2);
+    let patience = (run_time - settings.request_timeout).min(LONGEST_WAIT);
     for destination in Destination::ALL.iter().filter(|destination| is_configured(destination)) {
         let claim_loop = Loop {
             destination: *destination,
@@ -77,13 +84,12 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
             metrics: Arc::clone(&metrics),
             results: results.clone(),
             terms: Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts },
-            // A single request always has its full time.
-            run_time: settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2),
+            run_time,
             limits: Limits {
                 max_attempts: settings.max_attempts,
                 schedule: Schedule { base: settings.retry_base, cap: settings.retry_cap },
             },
-            concurrency: settings.concurrency,
+            slots: Slots::new(settings.concurrency, patience),
             poll_interval: settings.poll_interval,
             shutdown_grace: settings.shutdown_grace,
         };

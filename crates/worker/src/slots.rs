@@ -1,0 +1,166 @@
+//! Calls in flight, and the few claims that wait for one of them to end.
+//!
+//! A call keeps its slot until its result is written: so a worker that is killed leaves no more calls to be repeated than it
+//! may have in flight. While slots change hands quickly the next claims are made ahead, or each slot would be idle while
+//! Postgres is asked what to do next.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+/// Slots that are held for less are worth claiming ahead for.
+const QUICK: Duration = Duration::from_millis(100);
+
+/// The slots of one destination.
+#[derive(Debug)]
+pub struct Slots {
+    number: usize,
+    slots: Arc<Semaphore>,
+    /// Where claims wait: as many again as there are slots.
+    places: Arc<Semaphore>,
+    are_quick: Arc<AtomicBool>,
+    patience: Duration,
+    turned_back: Mutex<Option<Instant>>,
+}
+
+/// A claim's place in the queue for a slot.
+#[derive(Debug)]
+pub struct Place {
+    claimed: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The right to have a call in flight, until it is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    since: Instant,
+    are_quick: Arc<AtomicBool>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    /// So many; a claim waits for one for `patience` at most.
+    pub fn new(number: usize, patience: Duration) -> Self {
+        Self {
+            number,
+            slots: Arc::new(Semaphore::new(number)),
+            places: Arc::new(Semaphore::new(number)),
+            are_quick: Arc::default(),
+            patience,
+            turned_back: Mutex::default(),
+        }
+    }
+
+    /// How many actions to claim now; none before it is worth a statement.
+    pub fn room(&self) -> usize {
+        let places = self.places.available_permits();
+        if !self.are_quick() {
+            let waiting = self.number - places;
+            return self.slots.available_permits().saturating_sub(waiting);
+        }
+        if places < self.worthwhile() { 0 } else { places }
+    }
+
+    /// Comes when there may be room.
+    pub async fn have_room(&self) {
+        let freed = if self.are_quick() {
+            self.places.acquire_many(u32::try_from(self.worthwhile()).unwrap_or(u32::MAX)).await
+        } else {
+            self.slots.acquire().await
+        };
+        freed.map(drop).expect("nobody closes it");
+    }
+
+    /// A place for a claim, of those that there was room for.
+    pub fn place(&self, claimed: Instant) -> Place {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        Place { claimed, _place: place.expect("no more were claimed than there was room for") }
+    }
+
+    /// A slot, in turn. None if that takes too long, or all were turned back meanwhile: then the claim is to be handed back.
+    pub async fn slot(&self, place: Place) -> Option<Slot> {
+        let Ok(slot) = timeout(self.patience, Arc::clone(&self.slots).acquire_owned()).await else {
+            self.are_quick.store(false, Ordering::Relaxed);
+            return None;
+        };
+        let turned_back = *self.turned_back.lock().unwrap_or_else(PoisonError::into_inner);
+        if turned_back.is_some_and(|when| when >= place.claimed) {
+            return None;
+        }
+        let _slot = slot.expect("nobody closes it");
+        Some(Slot { since: Instant::now(), are_quick: Arc::clone(&self.are_quick), _slot })
+    }
+
+    /// Whatever was claimed until now and has no slot yet gets none any more: it was claimed before a pause.
+    pub fn turn_back(&self) {
+        *self.turned_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn are_quick(&self) -> bool {
+        self.are_quick.load(Ordering::Relaxed)
+    }
+
+    /// Many at a time cost Postgres less.
+    fn worthwhile(&self) -> usize {
+        self.number.div_ceil(2)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.are_quick.store(self.since.elapsed() < QUICK, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All slots are taken, by calls that were quick so far.
+    async fn busy() -> (Slots, Vec<Slot>) {
+        let slots = Slots::new(4, Duration::from_millis(50));
+        drop(slots.slot(slots.place(Instant::now())).await);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(slots.slot(slots.place(Instant::now())).await.unwrap());
+        }
+        (slots, held)
+    }
+
+    #[tokio::test]
+    async fn while_calls_are_quick_as_many_again_are_claimed_ahead_and_half_of_them_at_least() {
+        let (slots, mut held) = busy().await;
+        assert_eq!(slots.room(), 4);
+        let mut places: Vec<_> = (0..3).map(|_| slots.place(Instant::now())).collect();
+        assert_eq!(slots.room(), 0);
+        held.pop();
+        assert!(slots.slot(places.remove(0)).await.is_some());
+        slots.have_room().await;
+        assert_eq!(slots.room(), 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_ahead_of_calls_that_are_slow() {
+        let (slots, mut held) = busy().await;
+        let place = slots.place(Instant::now());
+        assert!(slots.slot(place).await.is_none(), "it waits for longer than it may");
+        assert_eq!(slots.room(), 0);
+        held[0].since = Instant::now() - QUICK;
+        held.remove(0);
+        assert_eq!(slots.room(), 1, "as many as are free, and none ahead");
+        slots.have_room().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_claimed_before_a_pause_is_turned_back() {
+        let (slots, mut held) = busy().await;
+        let before = slots.place(Instant::now());
+        slots.turn_back();
+        held.pop();
+        assert!(slots.slot(before).await.is_none());
+        assert!(slots.slot(slots.place(Instant::now())).await.is_some());
+    }
+}
