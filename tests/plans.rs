@@ -1,6 +1,9 @@
 //! The work does not grow with the table: claim, plan and record read what they work on and little else, whatever is behind it
 //! and whatever Postgres believes of it.
 
+use std::cell::Cell;
+
+use oarlock_sandbox::Sandbox;
 use oarlock_sandbox::paddle::Classic;
 use oarlock_tests::{Oarlock, Settings};
 
@@ -51,7 +54,13 @@ async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
             (0..ALERTS).all(|n| members.contains(&email(n)) && sandbox.slack().invited(&email(n)))
         })
         .await;
-    // What a backend has read it tells at its end.
+    let (through_indexes, in_order) = read_until_now(oarlock).await;
+    let each = |rows: i64| rows as f64 / f64::from(ALERTS);
+    (each(through_indexes), each(in_order))
+}
+
+/// Stops the worker, since what a backend has read it tells at its end; rows through indexes, and one after the other.
+async fn read_until_now(oarlock: &mut Oarlock) -> (i64, i64) {
     let exit = oarlock.workers.remove(0).stops().await;
     assert_eq!(exit.code, Some(0), "{}", exit.output);
     oarlock
@@ -60,14 +69,12 @@ async fn reads_per_alert(oarlock: &mut Oarlock, customers: &str) -> (f64, f64) {
             "select not exists (select from pg_stat_activity where application_name = 'oarlock-worker' and datname = current_database())",
         )
         .await;
-    let (through_indexes, in_order): (i64, i64) = sqlx::query_as(
+    sqlx::query_as(
         "select (select sum(idx_tup_read) from pg_stat_user_indexes)::bigint, (select sum(seq_tup_read) from pg_stat_user_tables)::bigint",
     )
     .fetch_one(oarlock.pool())
     .await
-    .expect("the query is right");
-    let each = |rows: i64| rows as f64 / f64::from(ALERTS);
-    (each(through_indexes), each(in_order))
+    .expect("the query is right")
 }
 
 #[tokio::test]
@@ -100,4 +107,48 @@ async fn a_large_table_behind_the_work_is_not_read() {
             "{through_indexes} and {in_order} rows were read for each alert"
         );
     }
+}
+
+/// Until a snapshot is let go, Postgres keeps the index entries of all that was planned and claimed since it was taken. Whoever
+/// looks for work from the beginning each time walks over all of them each time.
+#[tokio::test]
+async fn a_snapshot_that_is_held_open_does_not_slow_the_work() {
+    const BACKLOG: i64 = 10_000;
+    let settings = Settings::default().workers(0).without("JIRA").set("OARLOCK_WORKER__POLL_INTERVAL", "10s");
+    let mut oarlock = settings.start().await;
+    sqlx::query(
+        "insert into outbox (id, source, alert_id, alert_name, received_at, email, payload, body, signature)
+         select gen_random_uuid(), 'classic', n, 'payment_succeeded', now() - (20000 - n) * interval '1 ms', n || '@example.com',
+                jsonb_build_object('email', n || '@example.com'), '', ''
+         from generate_series(1, $1) n",
+    )
+    .bind(BACKLOG)
+    .execute(oarlock.pool())
+    .await
+    .expect("the statement is right");
+    let mut report = oarlock.pool().begin().await.expect("there is a connection");
+    sqlx::raw_sql(
+        "set transaction isolation level repeatable read; select count(*) from destination; select pg_stat_reset()",
+    )
+    .execute(&mut *report)
+    .await
+    .expect("the statements are right");
+    oarlock.start_worker().await;
+    // Without looking into the database, which would read as well.
+    let invited = Cell::new(0);
+    let all_invited = |sandbox: &Sandbox| {
+        while sandbox.slack().invited(&format!("{}@example.com", invited.get() + 1)) {
+            invited.set(invited.get() + 1);
+        }
+        invited.get() == BACKLOG
+    };
+    oarlock.sees("all are invited", all_invited).await;
+    let (through_indexes, _) = read_until_now(&mut oarlock).await;
+    report.rollback().await.expect("it is still held");
+
+    let done: i64 = oarlock.value("select count(*) from outbox_action where status = 'done'").await;
+    assert_eq!(done, BACKLOG);
+    let each = through_indexes / BACKLOG;
+    println!("under a snapshot: {each} rows an alert through indexes");
+    assert!(each < 150, "{each} rows were read for each alert");
 }

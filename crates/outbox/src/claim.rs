@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{Destination, Kind, PgPool, Source, TraceParent, interval};
@@ -62,17 +63,25 @@ pub struct Claimed {
     pub claims: Vec<Claim>,
     /// Actions found with all attempts used up by workers that vanished: now dead.
     pub buried: Vec<Kind>,
+    /// No first attempt that can be claimed is due for longer; none if nothing new is known about that.
+    pub cleared: Option<DateTime<Utc>>,
 }
 
 /// Claims up to `limit` due actions of a destination, at most one of each customer; none while it is paused.
 ///
 /// First attempts and retries are taken in turn, each the longest due first. What the same call does for the same customer
 /// is tied to the action that makes it (`leader_id`) and shares its end: retries waiting for their time as well, but not
-/// what is meant for later. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
+/// what is meant for later. First attempts are looked for from `from` on, if that is given. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
 ///
 /// # Errors
 /// When the database is away, or another worker claimed for the same customer in this instant (see [`crate::is_conflict`]).
-pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &Terms) -> Result<Claimed, sqlx::Error> {
+pub async fn claim(
+    pool: &PgPool,
+    destination: Destination,
+    limit: u32,
+    from: Option<DateTime<Utc>>,
+    terms: &Terms,
+) -> Result<Claimed, sqlx::Error> {
     let token = Uuid::new_v4();
     let lease = interval(terms.lease);
     let rows = sqlx::query!(
@@ -83,7 +92,8 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           where name = $1 and (paused_until is null or paused_until <= now()) and (not probing or probe_until is null or probe_until <= now())
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
-          where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and exists (select from gate)
+          where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and a.run_at >= coalesce($7, '-infinity'::timestamptz)
+            and exists (select from gate)
             -- By the subject, row by row: a plan that was made while the table was small must not go by the destination, and so
             -- through everything that waits for it.
             and not exists (select from outbox_action r where r.destination || '' = $1 and r.subject = a.subject and r.status = 'running' and r.id <> a.id offset 0)
@@ -103,6 +113,11 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
         ), chosen as (
           select * from of_each_customer order by place, id
           limit case when (select probing from gate) then 1 else $2 end
+        ), left_behind as (
+          select a.run_at from outbox_action a
+          where a.destination = $1 and a.status in ('pending', 'running') and not a.retry and a.run_at <= now() and a.run_at >= coalesce($7, '-infinity'::timestamptz)
+            and a.id <> all (array(select id from chosen))
+          order by a.run_at limit 1
         ), probe as (
           -- Another worker that is about to probe as well waits for this row, and then finds it taken.
           update destination set probe_until = now() + $3
@@ -120,7 +135,7 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
           from chosen c
           where a.id = c.id and a.id = any (array(select id from chosen)) and not (c.status = 'running' and c.attempts >= $5)
             and (exists (select from probe) or not (select probing from gate))
-          returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
+          returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid, c.run_at
         ), follower as (
           -- Row by row, whatever the planner believes of a table that has just filled up.
           select f.id, l.id as leader_id from claimed l cross join lateral (
@@ -133,17 +148,19 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,
-               (select probing from gate) as "probing!", (select paced from gate) as "paced!", false as "buried!"
+               (select probing from gate) as "probing!", (select paced from gate) as "paced!", c.run_at,
+               (select run_at from left_behind) as left_behind, false as "buried!"
         from claimed c join outbox o on o.id = c.outbox_id
         union all
-        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, true from buried b
+        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, null, true from buried b
         "#,
         destination.as_str(),
         i64::from(limit),
         lease,
         token,
         i32::try_from(terms.max_attempts).unwrap_or(i32::MAX),
-        terms.worker
+        terms.worker,
+        from
     )
     .fetch_all(pool)
     .await?;
@@ -154,6 +171,11 @@ pub async fn claim(pool: &PgPool, destination: Destination, limit: u32, terms: &
             claimed.buried.push(kind);
             continue;
         }
+        claimed.cleared = match row.left_behind {
+            None if row.attempts == 1 => claimed.cleared.max(row.run_at),
+            None => claimed.cleared,
+            left_behind => left_behind,
+        };
         claimed.claims.push(Claim {
             id: row.id,
             token,

@@ -98,11 +98,12 @@ pub struct NewAction {
     pub while_paid: bool,
 }
 
-/// Takes up to `limit` alerts that are not planned yet, the oldest first; none if there are none.
+/// Takes up to `limit` alerts that are not planned yet, the oldest first, of those that came after the alert `after` if that is
+/// given; none if there are none.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Error> {
+pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Option<Batch>, sqlx::Error> {
     // Whoever falls silent in the middle must not keep the others from planning. A plan need not wait for the disk: nobody is
     // called before a claim is committed, which comes after it in the log.
     let mut transaction = pool
@@ -116,9 +117,10 @@ pub async fn take(pool: &PgPool, limit: usize) -> Result<Option<Batch>, sqlx::Er
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
                clock_timestamp() as "now!"
-        from outbox where to_plan order by id limit $1 for update skip locked
+        from outbox where to_plan and id > $2 order by id limit $1 for update skip locked
         "#,
-        i64::try_from(limit).unwrap_or(i64::MAX)
+        i64::try_from(limit).unwrap_or(i64::MAX),
+        after.unwrap_or(Uuid::nil())
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -384,7 +386,7 @@ async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -
           insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, run_at, while_paid)
           select id, outbox_id, kind,
                  case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
-                 coalesce(due_at, $28), coalesce(due_at, $28), while_paid
+                 coalesce(due_at, $28), greatest(due_at, $28), while_paid
           from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[])
             as new (id, outbox_id, kind, subject, due_at, while_paid)
         )

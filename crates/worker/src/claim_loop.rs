@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use oarlock_outbox::claim::{self, Claim, Terms};
+use chrono::{DateTime, Utc};
+use oarlock_outbox::claim::{self, Claim, Claimed, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, PgPool, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
@@ -17,6 +18,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use crate::act::{self, Ended, Stop, Vendors};
+use crate::bookmark::Bookmark;
 use crate::failure::{Failure, Meaning};
 use crate::http;
 use crate::judge::{self, Limits, Pause};
@@ -52,20 +54,24 @@ impl Loop {
         let hand_back = CancellationToken::new();
         let mut running = JoinSet::new();
         let mut patience = Patience::default();
+        let mut bookmark = Bookmark::new(this.poll_interval);
         while !shutdown.is_cancelled() {
             while running.try_join_next().is_some() {}
             let room = this.slots.room();
             let mut wait = this.poll_interval;
             if room > 0 {
-                match this.claim(room).await {
-                    Ok((claimed, claims)) => {
+                let from = bookmark.open();
+                match this.claim(room, from).await {
+                    Ok((when, claimed)) => {
                         patience.reset();
-                        // As many as asked for: there may be more.
-                        let more = claims.len() == room;
-                        for claim in claims {
-                            let place = this.slots.place(claimed);
+                        bookmark.put(claimed.cleared);
+                        // There may be more, or some that lie before what there is no more of.
+                        let is_empty = claimed.claims.is_empty();
+                        let more = claimed.claims.len() == room || is_empty && from.is_some();
+                        for claim in claimed.claims {
+                            let place = this.slots.place(when);
                             let stops = [shutdown.clone(), hand_back.clone()];
-                            running.spawn(Arc::clone(&this).run_one(claim, claimed, place, stops));
+                            running.spawn(Arc::clone(&this).run_one(claim, when, place, stops));
                         }
                         if more && this.slots.room() > 0 {
                             continue;
@@ -104,12 +110,12 @@ impl Loop {
     }
 
     /// Claims what is due; the time is the one from which the leases count at the latest.
-    async fn claim(&self, room: usize) -> Result<(Instant, Vec<Claim>), sqlx::Error> {
+    async fn claim(&self, room: usize, from: Option<DateTime<Utc>>) -> Result<(Instant, Claimed), sqlx::Error> {
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
         loop {
             // The lease counts from within the statement: a little later than now, so this errs on the safe side.
             let now = Instant::now();
-            match claim::claim(&self.pool, self.destination, limit, &self.terms).await {
+            match claim::claim(&self.pool, self.destination, limit, from, &self.terms).await {
                 Ok(claimed) => {
                     if !claimed.buried.is_empty() {
                         tracing::error!(
@@ -119,7 +125,7 @@ impl Loop {
                         );
                         self.metrics.buried(&claimed.buried);
                     }
-                    return Ok((now, claimed.claims));
+                    return Ok((now, claimed));
                 }
                 // Another worker claimed for the same customer in this instant: look again, it is visible now.
                 Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,

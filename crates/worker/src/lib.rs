@@ -6,6 +6,7 @@
 //! | [`wake`] | a NOTIFY wakes whoever has work; the poll is the truth |
 //! | [`planner`], [`plan`] | alerts become ledger entries and actions: the loop, and the decision (pure) |
 //! | [`claim_loop`], [`slots`] | a destination's due actions are claimed and run, so many at a time |
+//! | [`bookmark`] | where the search for either goes on |
 //! | [`act`], [`memberships`] | one action: whom to call, and with what |
 //! | [`jira`], [`slack`], [`paddle`] | the calls themselves |
 //! | [`outcome`], [`failure`] | what came of a call |
@@ -17,6 +18,7 @@
 mod http;
 
 pub mod act;
+pub mod bookmark;
 pub mod claim_loop;
 pub mod doctor;
 pub mod failure;

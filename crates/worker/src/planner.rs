@@ -10,7 +10,9 @@ use oarlock_service::trace::{Opening, Role};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Level, Span};
+use uuid::Uuid;
 
+use crate::bookmark::Bookmark;
 use crate::plan::{self, Policy};
 use crate::wake::Bells;
 
@@ -26,12 +28,17 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut patience = Patience::default();
+    let mut bookmark = Bookmark::new(poll_interval);
     while !shutdown.is_cancelled() {
-        let wait = match plan_batch(&pool, &policy, &bells).await {
-            // There may be more. (What came meanwhile has rung.)
-            Ok(BATCH) => continue,
-            Ok(_) => {
+        let after = bookmark.open();
+        let wait = match plan_batch(&pool, &policy, &bells, after).await {
+            Ok(last) => {
                 patience.reset();
+                bookmark.put(last);
+                // There may be more, or some that were committed later than ones that came after them. (What came meanwhile has rung.)
+                if last.is_some() || after.is_some() {
+                    continue;
+                }
                 poll_interval
             }
             Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
@@ -57,18 +64,23 @@ fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
     patience.delay()
 }
 
-/// Plans the oldest alerts; returns how many there were.
-async fn plan_batch(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<usize, sqlx::Error> {
-    let Some(batch) = planning::take(pool, BATCH).await? else { return Ok(0) };
-    let alerts = batch.alerts.len();
+/// Plans the oldest alerts after one of them; returns the last one of a full batch, after which there may be more.
+async fn plan_batch(
+    pool: &PgPool,
+    policy: &Policy,
+    bells: &Bells,
+    after: Option<Uuid>,
+) -> Result<Option<Uuid>, sqlx::Error> {
+    let Some(batch) = planning::take(pool, BATCH, after).await? else { return Ok(None) };
+    let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
     commit(batch, policy, bells).await?;
     tracing::debug!(alerts, "planned");
-    Ok(alerts)
+    Ok(last.filter(|_| alerts == BATCH))
 }
 
 /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
 async fn plan_one(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
-    let Some(batch) = planning::take(pool, 1).await? else { return Ok(()) };
+    let Some(batch) = planning::take(pool, 1, None).await? else { return Ok(()) };
     let alert = batch.alerts[0].clone();
     match commit(batch, policy, bells).await {
         Err(error) if is_about_the_data(&error) => {
