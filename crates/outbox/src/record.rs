@@ -1,4 +1,6 @@
 //! Results are written, guarded by the token.
+//!
+//! What is written, and what follows for others, is a function of the schema: `outbox_record` in `migrations/0001_outbox.sql`.
 
 use std::time::{Duration, Instant};
 
