@@ -71,7 +71,9 @@ pub struct Claimed {
 ///
 /// First attempts and retries are taken in turn, each the longest due first. What the same call does for the same customer
 /// is tied to the action that makes it (`leader_id`) and shares its end: retries waiting for their time as well, but not
-/// what is meant for later. First attempts are looked for from `from` on, if that is given. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
+/// what is meant for later. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
+///
+/// First attempts are looked for among what is due since `from` or later, if that is given.
 ///
 /// # Errors
 /// When the database is away, or another worker claimed for the same customer in this instant (see [`crate::is_conflict`]).
