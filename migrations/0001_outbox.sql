@@ -543,8 +543,8 @@ begin
   return coalesce(recorded, '{}');
 end $$;
 
--- An action that ends without a result (buried at claim time, discarded by hand) settles its alert whoever ended it. The
--- worker's recorder has settled the alert's row already; then this finds nothing to do.
+-- An action that ends without a result (buried at claim time, discarded by hand) settles its alert whoever ended it. One that
+-- is recorded as dead does so too, a moment before outbox_record settles the alerts of all it has written.
 create function outbox_action_ended() returns trigger language plpgsql as $$
 begin
   perform from outbox where id = new.outbox_id for update;

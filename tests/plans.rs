@@ -113,7 +113,7 @@ async fn a_large_table_behind_the_work_is_not_read() {
 /// looks for work from the beginning each time walks over all of them each time.
 #[tokio::test]
 async fn a_snapshot_that_is_held_open_does_not_slow_the_work() {
-    const BACKLOG: i64 = 10_000;
+    const BACKLOG: i64 = 5_000;
     let settings = Settings::default().workers(0).without("JIRA").set("OARLOCK_WORKER__POLL_INTERVAL", "10s");
     let mut oarlock = settings.start().await;
     sqlx::query(

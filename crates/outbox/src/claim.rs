@@ -137,7 +137,7 @@ pub async fn claim(
           from chosen c
           where a.id = c.id and a.id = any (array(select id from chosen)) and not (c.status = 'running' and c.attempts >= $5)
             and (exists (select from probe) or not (select probing from gate))
-          returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid, c.run_at
+          returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
         ), follower as (
           -- Row by row, whatever the planner believes of a table that has just filled up.
           select f.id, l.id as leader_id from claimed l cross join lateral (
@@ -150,11 +150,11 @@ pub async fn claim(
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,
-               (select probing from gate) as "probing!", (select paced from gate) as "paced!", c.run_at,
-               (select run_at from left_behind) as left_behind, false as "buried!"
+               (select probing from gate) as "probing!", (select paced from gate) as "paced!",
+               coalesce((select run_at from left_behind), (select max(run_at) from first_attempt)) as cleared, false as "buried!"
         from claimed c join outbox o on o.id = c.outbox_id
         union all
-        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, null, true from buried b
+        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, true from buried b
         "#,
         destination.as_str(),
         i64::from(limit),
@@ -173,11 +173,7 @@ pub async fn claim(
             claimed.buried.push(kind);
             continue;
         }
-        claimed.cleared = match row.left_behind {
-            None if row.attempts == 1 => claimed.cleared.max(row.run_at),
-            None => claimed.cleared,
-            left_behind => left_behind,
-        };
+        claimed.cleared = row.cleared;
         claimed.claims.push(Claim {
             id: row.id,
             token,

@@ -70,8 +70,8 @@ impl Loop {
                         let more = claimed.claims.len() == room || is_empty && from.is_some();
                         for claim in claimed.claims {
                             let place = this.slots.place(when);
-                            let stops = [shutdown.clone(), hand_back.clone()];
-                            running.spawn(Arc::clone(&this).run_one(claim, when, place, stops));
+                            let (shutdown, hand_back) = (shutdown.clone(), hand_back.clone());
+                            running.spawn(Arc::clone(&this).run_one(claim, when, place, shutdown, hand_back));
                         }
                         if more && this.slots.room() > 0 {
                             continue;
@@ -139,7 +139,8 @@ impl Loop {
         claim: Claim,
         claimed: Instant,
         place: Place,
-        [shutdown, hand_back]: [CancellationToken; 2],
+        shutdown: CancellationToken,
+        hand_back: CancellationToken,
     ) {
         let slot = tokio::select! {
             slot = self.slots.slot(place) => slot,

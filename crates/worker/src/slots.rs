@@ -82,7 +82,7 @@ impl Slots {
 
     /// A slot, in turn. None if that takes too long, or all were turned back meanwhile: then the claim is to be handed back.
     pub async fn slot(&self, place: Place) -> Option<Slot> {
-        let Ok(slot) = timeout(self.patience, Arc::clone(&self.slots).acquire_owned()).await else {
+        let Ok(permit) = timeout(self.patience, Arc::clone(&self.slots).acquire_owned()).await else {
             self.are_quick.store(false, Ordering::Relaxed);
             return None;
         };
@@ -90,8 +90,8 @@ impl Slots {
         if turned_back.is_some_and(|when| when >= place.claimed) {
             return None;
         }
-        let _slot = slot.expect("nobody closes it");
-        Some(Slot { since: Instant::now(), are_quick: Arc::clone(&self.are_quick), _slot })
+        let permit = permit.expect("nobody closes it");
+        Some(Slot { since: Instant::now(), are_quick: Arc::clone(&self.are_quick), _slot: permit })
     }
 
     /// Whatever was claimed until now and has no slot yet gets none any more: it was claimed before a pause.
