@@ -348,7 +348,7 @@ async fn write_address_change(transaction: &mut Transaction, change: &AddressCha
     .map(drop)
 }
 
-/// Writes what follows from each alert. One statement, since somebody waits for access meanwhile.
+/// Writes what follows from each alert. One statement, since on a busy machine a round trip to Postgres takes a millisecond.
 async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     let (alerts, told) = (&plan.alerts, &plan.told);
     let subscriptions: Vec<_> = plan.subscriptions.iter().collect();
