@@ -93,6 +93,22 @@ async fn connections_are_cut_and_postgres_restarts_and_crashes() {
     all_done_once(&oarlock, &load.stops().await).await;
 }
 
+/// What somebody is called for stays claimed: else another worker would call for the same customer at the same time.
+#[tokio::test]
+async fn a_claim_outlives_a_crash_of_postgres() {
+    // What was not flushed for somebody who waits for it is lost.
+    let mut cluster = Cluster::start(&["wal_writer_delay=10s"]).await;
+    let oarlock = settings().without("JIRA").start_on(Database::create_in(cluster.url()).await).await;
+    oarlock.slack().fail(Fault::hang().times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.sees("Slack is called", |sandbox| !sandbox.calls().is_empty()).await;
+    cluster.stops(Signal::SIGQUIT).await;
+    cluster.starts().await;
+    oarlock.settles().await;
+    let attempts: i64 = oarlock.value("select sum(attempts) from outbox_action").await;
+    assert_eq!((oarlock.calls_to_slack()[ANN], attempts), (2, 2));
+}
+
 /// The primary crashes; its standby is connected to before it is promoted, and used only then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_standby_takes_over_from_a_primary_that_crashed() {

@@ -73,6 +73,9 @@ pub struct Claimed {
 /// is tied to the action that makes it (`leader_id`) and shares its end: retries waiting for their time as well, but not
 /// what is meant for later. Seeing a follower here means its alert's ledger entry is committed, so the call sees it too.
 ///
+/// It is on disk before anybody is called: a claim that Postgres forgot would let another worker call for the same customer
+/// meanwhile.
+///
 /// First attempts are looked for among what is due since `from` or later, if that is given.
 ///
 /// # Errors
@@ -89,8 +92,7 @@ pub async fn claim(
     let rows = sqlx::query!(
         r#"
         with gate as materialized (
-          -- A claim need not wait for the disk: lost with Postgres, it only lets the action be run again, as a lost worker does.
-          select probing, actions_per_minute is not null as paced, set_config('synchronous_commit', 'off', true) from destination
+          select probing, actions_per_minute is not null as paced from destination
           where name = $1 and (paused_until is null or paused_until <= now()) and (not probing or probe_until is null or probe_until <= now())
         ), first_attempt as materialized (
           select a.id, a.subject, a.status, a.attempts, a.run_at from outbox_action a
