@@ -299,7 +299,7 @@ async fn however_it_is_encoded() {
 
     // JSON as no serializer of ours would write it.
     let body = "\n{ \"event_id\" : \"evt_1\",\t\"event_type\":\"\\u0073ubscription.created\", \"big\": 12345678901234567890123456789,
-        \"\\u0000\": \"\\ud83d\\udef6 a\\/b\", \"none\": null, \"e\": 1E+2 }\r\n";
+        \"\\u0000\": \"\\ud83d\\udef6 a\\/b\", \"none\": null, \"e\": 1E+2, \"tiny\": 1e-20000 }\r\n";
     let signature = BillingSigner::new(WEBHOOK_SECRET).sign(body.as_bytes());
     accepted(&oarlock, &json(bytes(body), &signature)).await;
     let row = row(&oarlock, "evt_1").await;

@@ -3,11 +3,18 @@
 //! Only what is needed to recognise a repeat, and to fill the columns people look at, is read here. A field that is new,
 //! odd or unreadable leaves its column empty and never refuses an alert: Paddle's simulator sends `email=email`.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
-use serde_json::{Map, Value};
+use serde::Serializer as _;
 use uuid::Uuid;
 
 use crate::{Source, TraceParent};
+
+mod notification;
+
+use notification::Notification;
 
 /// An alert as it will be stored.
 #[derive(Debug)]
@@ -19,13 +26,16 @@ pub struct NewAlert {
     pub occurred_at: Option<DateTime<Utc>>,
     pub email: Option<String>,
     pub subscription_id: Option<String>,
-    /// JSON text that Postgres accepts as jsonb.
-    pub payload: String,
-    pub body: Vec<u8>,
+    /// JSON text that Postgres accepts as jsonb; none where the body is just that.
+    pub payload: Option<String>,
+    pub body: Bytes,
     pub signature: String,
     /// Where its trace goes on.
     pub trace_parent: Option<TraceParent>,
 }
+
+/// A field of a form, decoded: its name and its value.
+pub type Field<'b> = (Cow<'b, [u8]>, Cow<'b, [u8]>);
 
 /// Why a body is not an alert.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,19 +49,13 @@ pub enum Malformed {
 }
 
 impl NewAlert {
-    /// A Classic alert from its decoded fields, `p_signature` apart.
+    /// A Classic alert from its decoded fields, sorted by name, `p_signature` apart.
     ///
     /// # Errors
     /// When there is no usable `alert_id`.
-    pub fn classic(fields: &[(Vec<u8>, Vec<u8>)], signature: String, body: Vec<u8>) -> Result<Self, Malformed> {
-        let mut payload = Map::new();
-        for (name, value) in fields {
-            payload.insert(
-                storable(&String::from_utf8_lossy(name)),
-                Value::String(storable(&String::from_utf8_lossy(value))),
-            );
-        }
-        let get = |name: &str| payload.get(name).and_then(Value::as_str);
+    pub fn classic(fields: &[Field<'_>], signature: String, body: Bytes) -> Result<Self, Malformed> {
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (storable(name), storable(value))).collect();
+        let get = |name: &str| fields.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_ref());
         Ok(Self {
             id: Uuid::now_v7(),
             source: Source::Classic,
@@ -62,7 +66,7 @@ impl NewAlert {
                 .into_iter()
                 .find_map(|name| get(name).and_then(email)),
             subscription_id: get("subscription_id").and_then(identifier),
-            payload: Value::Object(payload).to_string(),
+            payload: Some(object_of(&fields)),
             body,
             signature,
             trace_parent: None,
@@ -73,25 +77,35 @@ impl NewAlert {
     ///
     /// # Errors
     /// When the body is not a JSON object, names a member twice, or has no usable `event_id`.
-    pub fn billing(body: Vec<u8>, signature: String) -> Result<Self, Malformed> {
-        let payload = strict_json::parse(&body)?;
-        let get = |pointer: &str| payload.pointer(pointer).and_then(Value::as_str);
-        let alert_name = get("/event_type").map_or_else(|| "unknown".to_owned(), |name| cut(name, 100));
-        let subscription_id =
-            if alert_name.starts_with("subscription.") { get("/data/id") } else { get("/data/subscription_id") };
+    pub fn billing(body: Bytes, signature: String) -> Result<Self, Malformed> {
+        let text = notification::storable(&body);
+        let Notification { event_id, event_type, occurred_at, data, is_exact } = notification::read(&text)?;
+        let alert_name = event_type.map_or_else(|| "unknown".to_owned(), |name| cut(&name, 100));
+        let subscription_id = if alert_name.starts_with("subscription.") { data.id } else { data.subscription_id };
+        let payload = match &text {
+            Cow::Borrowed(_) if is_exact => None,
+            // Its numbers as floating point, which any database takes.
+            text => {
+                Some(serde_json::from_slice::<serde_json::Value>(text).map_err(|_| Malformed::NotJson)?.to_string())
+            }
+        };
         Ok(Self {
             id: Uuid::now_v7(),
             source: Source::Billing,
-            alert_id: get("/event_id").and_then(identifier).ok_or(Malformed::NoId("event_id"))?,
-            occurred_at: get("/occurred_at").and_then(time),
-            email: if alert_name.starts_with("customer.") { get("/data/email").and_then(email) } else { None },
-            subscription_id: subscription_id.and_then(identifier),
+            alert_id: event_id.as_deref().and_then(identifier).ok_or(Malformed::NoId("event_id"))?,
+            occurred_at: occurred_at.as_deref().and_then(time),
+            email: data.email.filter(|_| alert_name.starts_with("customer.")).as_deref().and_then(email),
+            subscription_id: subscription_id.as_deref().and_then(identifier),
             alert_name,
-            payload: payload.to_string(),
+            payload,
             body,
             signature,
             trace_parent: None,
         })
+    }
+
+    pub(crate) fn payload_text(&self) -> Cow<'_, str> {
+        self.payload.as_deref().map_or_else(|| String::from_utf8_lossy(&self.body), Cow::from)
     }
 }
 
@@ -133,119 +147,24 @@ fn storable_time(time: &DateTime<Utc>) -> bool {
     (1..=9999).contains(&time.year())
 }
 
-/// Postgres holds no NUL in text or jsonb.
-fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+/// Text that Postgres can hold: no NUL, and nothing that is not UTF-8.
+fn storable(bytes: &[u8]) -> Cow<'_, str> {
+    match String::from_utf8_lossy(bytes) {
+        text if text.contains('\0') => text.replace('\0', "\u{fffd}").into(),
+        text => text,
+    }
+}
+
+fn object_of(fields: &[(Cow<'_, str>, Cow<'_, str>)]) -> String {
+    let mut object = Vec::new();
+    let written =
+        serde_json::Serializer::new(&mut object).collect_map(fields.iter().map(|(name, value)| (name, value)));
+    written.expect("text is JSON");
+    String::from_utf8(object).expect("JSON is text")
 }
 
 fn cut(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
-}
-
-/// JSON as RFC 8259 hopes for: an object, no name twice. Which of two values was meant cannot be known, and two readers of
-/// the same signed body must not come to two results.
-mod strict_json {
-    use std::fmt;
-
-    use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-    use serde_json::{Map, Number, Value};
-
-    use super::{Malformed, storable};
-
-    const DUPLICATE: &str = "duplicate name";
-
-    pub(super) fn parse(body: &[u8]) -> Result<Value, Malformed> {
-        let mut value = parse_once(body);
-        if value.is_err() {
-            // A surrogate without its other half is text to Paddle, where somebody cut a string, and to no parser here.
-            value = parse_once(&with_whole_surrogates(body));
-        }
-        match value {
-            Ok(value @ Value::Object(_)) => Ok(value),
-            Ok(_) => Err(Malformed::NotJson),
-            Err(error) if error.is_data() && error.to_string().starts_with(DUPLICATE) => Err(Malformed::DuplicateName),
-            Err(_) => Err(Malformed::NotJson),
-        }
-    }
-
-    fn parse_once(body: &[u8]) -> serde_json::Result<Value> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        Strict.deserialize(&mut json).and_then(|value| json.end().map(|()| value))
-    }
-
-    /// Puts U+FFFD in place of each `\\uD800` to `\\uDFFF` that is no half of a pair.
-    fn with_whole_surrogates(body: &[u8]) -> Vec<u8> {
-        let unit = |at: usize| {
-            let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
-            u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
-        };
-        let (mut whole, mut at) = (body.to_vec(), 0);
-        while at < body.len() {
-            at += match (body[at], unit(at)) {
-                (b'\\', Some(0xd800..=0xdbff)) if matches!(unit(at + 6), Some(0xdc00..=0xdfff)) => 12,
-                (b'\\', Some(0xd800..=0xdfff)) => {
-                    whole[at..at + 6].copy_from_slice(b"\\ufffd");
-                    6
-                }
-                // Two bytes at once: an escaped backslash begins no escape.
-                (b'\\', _) => 2,
-                _ => 1,
-            };
-        }
-        whole
-    }
-
-    struct Strict;
-
-    impl<'de> DeserializeSeed<'de> for Strict {
-        type Value = Value;
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-            deserializer.deserialize_any(self)
-        }
-    }
-
-    impl<'de> Visitor<'de> for Strict {
-        type Value = Value;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("JSON")
-        }
-        fn visit_unit<E: Error>(self) -> Result<Value, E> {
-            Ok(Value::Null)
-        }
-        fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-            Ok(Value::Bool(value))
-        }
-        fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-        fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-        fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-            Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-        }
-        fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-            Ok(Value::String(storable(value)))
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-            let mut array = Vec::new();
-            while let Some(item) = items.next_element_seed(Strict)? {
-                array.push(item);
-            }
-            Ok(Value::Array(array))
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-            let mut object = Map::new();
-            while let Some(name) = members.next_key::<String>()? {
-                let value = members.next_value_seed(Strict)?;
-                if object.insert(storable(&name), value).is_some() {
-                    return Err(A::Error::custom(DUPLICATE));
-                }
-            }
-            Ok(Value::Object(object))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -253,8 +172,8 @@ mod tests {
     use super::*;
 
     fn classic(fields: &[(&str, &str)]) -> Result<NewAlert, Malformed> {
-        let fields: Vec<_> = fields.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
-        NewAlert::classic(&fields, "sig".into(), b"body".to_vec())
+        let fields: Vec<_> = fields.iter().map(|(k, v)| (k.as_bytes().into(), v.as_bytes().into())).collect();
+        NewAlert::classic(&fields, "sig".into(), "body".into())
     }
 
     #[test]
@@ -283,10 +202,10 @@ mod tests {
 
     #[test]
     fn what_postgres_cannot_hold_is_replaced_in_the_payload_alone() {
-        let fields = [(b"alert_id".to_vec(), b"1".to_vec()), (b"name".to_vec(), b"a\0b\xff".to_vec())];
-        let alert = NewAlert::classic(&fields, "sig".into(), b"raw\0".to_vec()).unwrap();
-        assert_eq!(alert.payload, "{\"alert_id\":\"1\",\"name\":\"a\u{fffd}b\u{fffd}\"}");
-        assert_eq!(alert.body, b"raw\0");
+        let fields = [(b"alert_id".into(), b"1".into()), (b"name".into(), b"a\0b\xff".into())];
+        let alert = NewAlert::classic(&fields, "sig".into(), "raw\0".into()).unwrap();
+        assert_eq!(alert.payload.unwrap(), "{\"alert_id\":\"1\",\"name\":\"a\u{fffd}b\u{fffd}\"}");
+        assert_eq!(alert.body, "raw\0");
     }
 
     #[test]
@@ -298,7 +217,7 @@ mod tests {
 
     #[test]
     fn billing_bodies() {
-        let check = |body: &str| NewAlert::billing(body.as_bytes().to_vec(), "sig".into()).map(|alert| alert.alert_id);
+        let check = |body: &'static str| NewAlert::billing(body.into(), "sig".into()).map(|alert| alert.alert_id);
         assert_eq!(check(r#"{"event_id":"evt_1","event_type":"x","data":{}}"#).unwrap(), "evt_1");
         assert_eq!(check(r#"{"event_id":"evt_1","data":{"id":1,"id":2}}"#).unwrap_err(), Malformed::DuplicateName);
         assert_eq!(check(r#"{"event_id":"evt_1","event_id":"evt_2"}"#).unwrap_err(), Malformed::DuplicateName);
@@ -308,6 +227,31 @@ mod tests {
         assert_eq!(check(r#"{"event_id":5}"#).unwrap_err(), Malformed::NoId("event_id"));
         assert_eq!(check(r#"{"event_id":"e","x":"a\u0000b"}"#).unwrap(), "e");
         assert_eq!(check(r#"{"event_id":"e","x":"\ud83d \ude00\ud83d\ude00 \\ud83d"}"#).unwrap(), "e");
+    }
+
+    #[test]
+    fn a_body_is_its_own_payload_unless_postgres_cannot_hold_it() {
+        let check = |member: &str| {
+            let body = format!(r#"{{"event_id":"e",{member}}}"#);
+            let alert = NewAlert::billing(body.clone().into(), "sig".into()).unwrap();
+            assert_eq!(alert.body, body);
+            alert.payload
+        };
+        assert_eq!(check(r#""a":"\u00e9\\u0000 \ud83d\udef6","b":[-1,18446744073709551615,{"c":null}]"#), None);
+        let payload = |member: &str| Some(format!(r#"{{{member},"event_id":"e"}}"#));
+        assert_eq!(check(r#""a":"x\u0000y""#), payload("\"a\":\"x\u{fffd}y\""));
+        assert_eq!(check(r#""a":"\udef6\ud83d""#), payload("\"a\":\"\u{fffd}\u{fffd}\""));
+        assert_eq!(check(r#""a":1e-20000,"b":1E+2"#), payload(r#""a":0.0,"b":100.0"#));
+        let written_twice = NewAlert::billing(r#"{"event_id":"e","\u0000":1,"\ufffd":2}"#.into(), "sig".into());
+        assert_eq!(written_twice.unwrap_err(), Malformed::DuplicateName);
+    }
+
+    #[test]
+    fn what_is_no_escape_is_not_mended() {
+        for broken in [r#""\u+000""#, r#""\u00""#, r#""\u000g""#, r#""\"#] {
+            let body = format!(r#"{{"event_id":"e","a":{broken}}}"#);
+            assert_eq!(NewAlert::billing(body.into(), "sig".into()).unwrap_err(), Malformed::NotJson, "{broken}");
+        }
     }
 
     #[test]

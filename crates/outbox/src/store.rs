@@ -29,7 +29,7 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert]) -> Result<
     let inserted = sqlx::query_scalar!(
         r#"
         insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
-        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload::jsonb, body, signature, trace_parent
+        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, coalesce(payload, convert_from(body, 'UTF8'))::jsonb, body, signature, trace_parent
         from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[])
           as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
         on conflict (source, alert_id) do nothing
@@ -42,8 +42,8 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert]) -> Result<
         &rows.iter().map(|row| row.occurred_at).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.email.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.subscription_id.as_deref()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| row.payload.as_str()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| row.body.as_slice()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.payload.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.signature.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.trace_parent.map(|place| place.to_string())).collect::<Vec<_>>() as _,
     )
@@ -69,7 +69,7 @@ async fn with_other_content(connection: &mut Connection, alerts: &[&NewAlert]) -
         &alerts.iter().map(|row| row.id).collect::<Vec<_>>(),
         &alerts.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|row| row.alert_id.as_str()).collect::<Vec<_>>() as _,
-        &alerts.iter().map(|row| row.payload.as_str()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|row| row.payload_text()).collect::<Vec<_>>() as _,
     )
     .fetch_all(connection)
     .await

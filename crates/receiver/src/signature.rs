@@ -6,6 +6,7 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use oarlock_outbox::received::{Malformed, NewAlert};
 use oarlock_service::config::ReceiverConfig;
 
@@ -78,7 +79,7 @@ impl Verifier {
     ///
     /// # Errors
     /// When it is not proved to be Paddle's, or is no alert.
-    pub fn verify_classic(&self, body: Vec<u8>, says_json: bool) -> Result<Verified, Refusal> {
+    pub fn verify_classic(&self, body: Bytes, says_json: bool) -> Result<Verified, Refusal> {
         self.classic.verify(body, says_json).map(Verified)
     }
 
@@ -86,7 +87,7 @@ impl Verifier {
     ///
     /// # Errors
     /// When it is not proved to be Paddle's, or is no alert.
-    pub fn verify_billing(&self, header: &[u8], body: Vec<u8>, now: SystemTime) -> Result<Verified, Refusal> {
+    pub fn verify_billing(&self, header: &[u8], body: Bytes, now: SystemTime) -> Result<Verified, Refusal> {
         self.billing.verify(header, body, now).map(Verified)
     }
 }

@@ -63,8 +63,8 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
 
     let verified = match signature {
         (Some(_), Some(_)) => Err(Refusal::SeveralSignatures),
-        (Some(header), None) => webhook.verifier.verify_billing(header, body.to_vec(), SystemTime::now()),
-        (None, _) => webhook.verifier.verify_classic(body.to_vec(), says_json(&request, &body)),
+        (Some(header), None) => webhook.verifier.verify_billing(header, body.clone(), SystemTime::now()),
+        (None, _) => webhook.verifier.verify_classic(body.clone(), says_json(&request, &body)),
     };
     let verified = match verified {
         Ok(verified) => verified,

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
+use bytes::Bytes;
 use oarlock_outbox::received::NewAlert;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -39,7 +40,7 @@ impl Secrets {
         self.keys.is_empty()
     }
 
-    pub(super) fn verify(&self, header: &[u8], body: Vec<u8>, now: SystemTime) -> Result<NewAlert, Refusal> {
+    pub(super) fn verify(&self, header: &[u8], body: Bytes, now: SystemTime) -> Result<NewAlert, Refusal> {
         if self.is_empty() {
             return Err(Refusal::NotConfigured);
         }

@@ -7,13 +7,13 @@
 //! replaces what is not UTF-8 or keeps the first of two, and any of that breaks the signature of a genuine alert.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::io::Write;
 
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oarlock_outbox::received::{Malformed, NewAlert};
+use bytes::Bytes;
+use oarlock_outbox::received::{Field, Malformed, NewAlert};
 use percent_encoding::percent_decode;
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject;
@@ -21,8 +21,6 @@ use rustls_pki_types::pem::PemObject;
 use super::Refusal;
 
 const SIGNATURE: &[u8] = b"p_signature";
-
-type Field = (Vec<u8>, Vec<u8>);
 
 /// The vendor's public keys: one, or several while they are changed.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ impl PublicKeys {
         self.0.is_empty()
     }
 
-    pub(super) fn verify(&self, body: Vec<u8>, says_json: bool) -> Result<NewAlert, Refusal> {
+    pub(super) fn verify(&self, body: Bytes, says_json: bool) -> Result<NewAlert, Refusal> {
         if self.is_empty() {
             return Err(Refusal::NotConfigured);
         }
@@ -65,21 +63,22 @@ impl PublicKeys {
             return Err(Refusal::NoSignature);
         }
         let mut fields = decode(&body)?;
-        let at = fields.iter().position(|(name, _)| name == SIGNATURE).ok_or(Refusal::NoSignature)?;
+        let at = fields.iter().position(|(name, _)| name.as_ref() == SIGNATURE).ok_or(Refusal::NoSignature)?;
         check_names(&fields)?;
         let (_, signature) = fields.remove(at);
-        let signature = String::from_utf8(signature).map_err(|_| Refusal::NotASignature)?;
+        let signature = String::from_utf8(signature.into_owned()).map_err(|_| Refusal::NotASignature)?;
         let bytes = STANDARD.decode(&signature).map_err(|_| Refusal::NotASignature)?;
-        let message = serialize(&mut fields);
+        let message = serialize(&fields);
         if !self.0.iter().any(|key| key.verify_sig(&message, &bytes).is_ok()) {
             return Err(Refusal::WrongSignature);
         }
-        Ok(NewAlert::classic(&fields, signature, body)?)
+        Ok(NewAlert::classic(&fields, signature, body.clone())?)
     }
 }
 
 /// Decodes a form as PHP does, to bytes: `+` is a space, a bad escape stays as it is, a name without `=` has an empty value.
-fn decode(body: &[u8]) -> Result<Vec<Field>, Refusal> {
+/// The fields come sorted by name.
+fn decode(body: &[u8]) -> Result<Vec<Field<'_>>, Refusal> {
     if !body.contains(&b'=') {
         return Err(Refusal::NotAForm);
     }
@@ -89,30 +88,28 @@ fn decode(body: &[u8]) -> Result<Vec<Field>, Refusal> {
         let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
         fields.push((decode_part(name), decode_part(value)));
     }
+    fields.sort();
     Ok(fields)
 }
 
 /// Refuses names of which two readers could make different things.
-fn check_names(fields: &[Field]) -> Result<(), Refusal> {
-    let mut names = HashSet::new();
-    for (name, _) in fields {
-        if is_ambiguous(name) {
-            return Err(Refusal::AmbiguousName);
-        }
-        // PHP keeps the last, others the first.
-        if !names.insert(name) {
-            return Err(Malformed::DuplicateName.into());
-        }
+fn check_names(sorted: &[Field<'_>]) -> Result<(), Refusal> {
+    if sorted.iter().any(|(name, _)| is_ambiguous(name)) {
+        return Err(Refusal::AmbiguousName);
+    }
+    // PHP keeps the last, others the first.
+    if sorted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(Malformed::DuplicateName.into());
     }
     Ok(())
 }
 
-fn decode_part(part: &[u8]) -> Vec<u8> {
-    let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    match Cow::from(percent_decode(&spaced)) {
-        Cow::Owned(decoded) => decoded,
-        Cow::Borrowed(_) => spaced,
+fn decode_part(part: &[u8]) -> Cow<'_, [u8]> {
+    if !part.contains(&b'+') {
+        return percent_decode(part).into();
     }
+    let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect::<Vec<u8>>().into()
 }
 
 /// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.
@@ -127,10 +124,9 @@ fn is_ambiguous(name: &[u8]) -> bool {
 }
 
 /// `a:<count>:{s:<bytes>:"<name>";s:<bytes>:"<value>";…}`, sorted by name; lengths are of bytes, nothing is escaped.
-fn serialize(fields: &mut [Field]) -> Vec<u8> {
-    fields.sort();
-    let mut out = format!("a:{}:{{", fields.len()).into_bytes();
-    for (name, value) in fields {
+fn serialize(sorted: &[Field<'_>]) -> Vec<u8> {
+    let mut out = format!("a:{}:{{", sorted.len()).into_bytes();
+    for (name, value) in sorted {
         for part in [name, value] {
             write!(out, "s:{}:\"", part.len()).expect("a Vec takes everything");
             out.extend_from_slice(part);
