@@ -716,6 +716,25 @@ async fn a_database_that_is_slow_is_answered_503() {
     assert_eq!(stored(&oarlock).await, 3);
 }
 
+/// While somebody listens and never reads, the notifications that wait may come to fill all the room there is for them.
+#[tokio::test]
+async fn what_no_worker_can_be_told_of_is_stored_all_the_same() {
+    let oarlock = receiver().start().await;
+    // Found before Postgres's own, and fails as that does then.
+    oarlock
+        .sets_up(
+            "create function pg_notify(text, text) returns void language plpgsql as $$
+             begin raise 'too many notifications in the NOTIFY queue' using errcode = 'program_limit_exceeded'; end $$;
+             do $$ begin execute format('alter database %I set search_path = public, pg_catalog', current_database()); end $$",
+        )
+        .await;
+    oarlock.database.cuts_connections().await;
+    let alert = classic(&oarlock, &Classic::payment_succeeded(ANN));
+    until_accepted(&oarlock, &alert).await;
+    accepted(&oarlock, &billing(&Billing::transaction_completed("ctm_1"))).await;
+    assert_eq!(stored(&oarlock).await, 2);
+}
+
 #[tokio::test]
 async fn a_full_queue_is_answered_503() {
     let oarlock = receiver().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "25s").start().await;

@@ -17,23 +17,36 @@ pub enum Stored {
     Mismatch,
 }
 
+/// Whether the workers are woken by the commit itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    /// They hear of it at once. Commits that tell wait for each other, in the whole cluster.
+    Now,
+    /// Somebody calls [`notify`] later.
+    Later,
+}
+
 /// Inserts a batch in one statement, which is its own transaction; the answers come in the order of the alerts.
 ///
 /// Rows go in sorted by key, so that two batches that share alerts wait for each other instead of deadlocking.
 ///
 /// # Errors
 /// When nothing was stored.
-pub async fn insert(connection: &mut Connection, alerts: &[NewAlert]) -> Result<Vec<Stored>, sqlx::Error> {
+pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell) -> Result<Vec<Stored>, sqlx::Error> {
     let mut rows: Vec<&NewAlert> = alerts.iter().collect();
     rows.sort_by(|a, b| (a.source, &a.alert_id).cmp(&(b.source, &b.alert_id)));
-    let inserted = sqlx::query_scalar!(
+    let inserted = sqlx::query!(
         r#"
-        insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
-        select id, source, alert_id, alert_name, occurred_at, email, subscription_id, coalesce(payload, convert_from(body, 'UTF8'))::jsonb, body, signature, trace_parent
-        from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[])
-          as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
-        on conflict (source, alert_id) do nothing
-        returning id
+        with inserted as (
+          insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
+          select id, source, alert_id, alert_name, occurred_at, email, subscription_id, coalesce(payload, convert_from(body, 'UTF8'))::jsonb, body, signature, trace_parent
+          from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[])
+            as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
+          on conflict (source, alert_id) do nothing
+          returning id
+        )
+        select array_agg(id) as ids, case when $12::text is not null and count(*) > 0 then pg_notify($12, 'outbox') end as told
+        from inserted
         "#,
         &rows.iter().map(|row| row.id).collect::<Vec<_>>(),
         &rows.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
@@ -46,9 +59,12 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert]) -> Result<
         &rows.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.signature.as_str()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.trace_parent.map(|place| place.to_string())).collect::<Vec<_>>() as _,
+        (tell == Tell::Now).then_some(CHANNEL),
     )
-    .fetch_all(&mut *connection)
-    .await?;
+    .fetch_one(&mut *connection)
+    .await?
+    .ids
+    .unwrap_or_default();
 
     let repeated: Vec<&NewAlert> = rows.into_iter().filter(|row| !inserted.contains(&row.id)).collect();
     let other = if repeated.is_empty() { Vec::new() } else { with_other_content(connection, &repeated).await? };

@@ -6,11 +6,12 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use oarlock_outbox::pool::Connection;
 use oarlock_outbox::received::NewAlert;
-use oarlock_outbox::store::{self, Stored};
+use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -63,8 +64,9 @@ impl Intake {
         let waiting = Arc::new(Mutex::new(waiting));
         let mut tasks = JoinSet::new();
         tasks.spawn(wake_workers(pool.clone(), told));
+        let under_way = Arc::new(AtomicUsize::new(0));
         for _ in 0..COMMITTERS {
-            tasks.spawn(commit_batches(pool.clone(), Arc::clone(&waiting), news.clone()));
+            tasks.spawn(commit_batches(pool.clone(), Arc::clone(&waiting), Arc::clone(&under_way), news.clone()));
         }
         (intake, tasks)
     }
@@ -86,15 +88,24 @@ impl Intake {
     }
 }
 
-async fn commit_batches(pool: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>, news: watch::Sender<()>) {
+async fn commit_batches(
+    pool: PgPool,
+    waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>,
+    under_way: Arc<AtomicUsize>,
+    news: watch::Sender<()>,
+) {
     let mut batch = Vec::with_capacity(BATCH);
     // Whoever has the queue waits for alerts and takes all there are; the others are at the database or wait for the queue.
     while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
         batch.retain(|waiting| !waiting.answer.is_closed());
         if !batch.is_empty() {
-            let any_new = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
-            if any_new {
+            // A commit by itself wakes the workers itself, which is quickest. One of many leaves that to whoever tells once for
+            // all of them, or each would wait for the one before it to be on disk.
+            let tell = if under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
+            let any_new = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            if any_new && tell == Tell::Later {
                 news.send_replace(());
             }
         }
@@ -112,19 +123,19 @@ async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
 }
 
 /// Commits a batch and answers; returns whether there was anything new.
-async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
+async fn commit(pool: &PgPool, batch: Vec<Waiting>, tell: Tell) -> bool {
     let mut alerts = Vec::with_capacity(batch.len());
     let mut callers = Vec::with_capacity(batch.len());
     for Waiting { alert, answer, _room } in batch {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut stored = store_all(pool, &alerts).await;
+    let mut stored = store_all(pool, &alerts, tell).await;
     // Then no connection of before is used any more, and a new one may do. Whether it was committed or not: what is inserted
     // again is found stored.
     let again = stored.as_ref().is_err_and(is_connection_lost);
     if again {
-        stored = store_all(pool, &alerts).await;
+        stored = store_all(pool, &alerts, tell).await;
     }
     let stored = match stored {
         Ok(stored) => stored,
@@ -143,9 +154,13 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>) -> bool {
     any_new
 }
 
-async fn store_all(pool: &PgPool, alerts: &[NewAlert]) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
+async fn store_all(
+    pool: &PgPool,
+    alerts: &[NewAlert],
+    tell: Tell,
+) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    match timeout(COMMIT_TIMEOUT, insert(&mut connection, alerts)).await {
+    match timeout(COMMIT_TIMEOUT, insert(&mut connection, alerts, tell)).await {
         Ok(stored) => stored,
         Err(_) => {
             // The statement may still be running over there: nothing more can be asked on this connection.
@@ -159,16 +174,22 @@ async fn store_all(pool: &PgPool, alerts: &[NewAlert]) -> Result<Vec<Result<Stor
 async fn insert(
     connection: &mut Connection,
     alerts: &[NewAlert],
+    mut tell: Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
-    let mut result = store::insert(connection, alerts).await;
+    let mut result = store::insert(connection, alerts, tell).await;
     if result.as_ref().is_err_and(is_conflict) {
-        result = store::insert(connection, alerts).await;
+        result = store::insert(connection, alerts, tell).await;
+    }
+    // Somebody listens and never reads, and there is no room for one more notification: that is nothing to an alert.
+    if tell == Tell::Now && result.as_ref().is_err_and(is_about_the_data) {
+        tell = Tell::Later;
+        result = store::insert(connection, alerts, tell).await;
     }
     match result {
         Err(error) if is_about_the_data(&error) && alerts.len() > 1 => {
             let mut each = Vec::with_capacity(alerts.len());
             for alert in alerts {
-                each.push(match store::insert(connection, std::slice::from_ref(alert)).await {
+                each.push(match store::insert(connection, std::slice::from_ref(alert), tell).await {
                     Ok(stored) => Ok(stored[0]),
                     Err(error) if is_connection_lost(&error) => return Err(error),
                     Err(error) => {
