@@ -735,6 +735,21 @@ async fn what_no_worker_can_be_told_of_is_stored_all_the_same() {
     assert_eq!(stored(&oarlock).await, 2);
 }
 
+/// As `initdb` makes databases where no locale is set.
+#[tokio::test]
+async fn a_database_without_an_encoding_takes_every_character() {
+    let database = Database::create().await;
+    database.administer("drop database {}").await;
+    database
+        .administer("create database {} owner oarlock_owner template template0 encoding 'SQL_ASCII' locale 'C'")
+        .await;
+    let oarlock = receiver().start_on(database).await;
+    let body = r#"{"event_id":"evt_1","\u00e9":"\ud83d\udef6","name":"Zoë 🛶"}"#;
+    let signature = BillingSigner::new(WEBHOOK_SECRET).sign(body.as_bytes());
+    accepted(&oarlock, &json(body.as_bytes().to_vec(), &signature)).await;
+    assert_eq!(row(&oarlock, "evt_1").await.payload, serde_json::from_str::<Value>(body).unwrap());
+}
+
 #[tokio::test]
 async fn a_full_queue_is_answered_503() {
     let oarlock = receiver().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "25s").start().await;

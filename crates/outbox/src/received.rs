@@ -79,12 +79,12 @@ impl NewAlert {
     /// When the body is not a JSON object, names a member twice, or has no usable `event_id`.
     pub fn billing(body: Bytes, signature: String) -> Result<Self, Malformed> {
         let text = notification::storable(&body);
-        let Notification { event_id, event_type, occurred_at, data, is_exact } = notification::read(&text)?;
+        let Notification { event_id, event_type, occurred_at, data, is_plain } = notification::read(&text)?;
         let alert_name = event_type.map_or_else(|| "unknown".to_owned(), |name| cut(&name, 100));
         let subscription_id = if alert_name.starts_with("subscription.") { data.id } else { data.subscription_id };
         let payload = match &text {
-            Cow::Borrowed(_) if is_exact => None,
-            // Its numbers as floating point, which any database takes.
+            Cow::Borrowed(_) if is_plain => None,
+            // Its numbers as floating point and its characters as they are, which every database takes.
             text => {
                 Some(serde_json::from_slice::<serde_json::Value>(text).map_err(|_| Malformed::NotJson)?.to_string())
             }
@@ -237,10 +237,12 @@ mod tests {
             assert_eq!(alert.body, body);
             alert.payload
         };
-        assert_eq!(check(r#""a":"\u00e9\\u0000 \ud83d\udef6","b":[-1,18446744073709551615,{"c":null}]"#), None);
+        assert_eq!(check(r#""a":"\"\u002f\" \\u0000","é":["é",-1,18446744073709551615,{"c":null}]"#), None);
         let payload = |member: &str| Some(format!(r#"{{{member},"event_id":"e"}}"#));
         assert_eq!(check(r#""a":"x\u0000y""#), payload("\"a\":\"x\u{fffd}y\""));
         assert_eq!(check(r#""a":"\udef6\ud83d""#), payload("\"a\":\"\u{fffd}\u{fffd}\""));
+        assert_eq!(check(r#""a":"\u00e9 \ud83d\udef6""#), payload(r#""a":"é 🛶""#));
+        assert_eq!(check(r#""\u00e9":1"#), Some(r#"{"event_id":"e","é":1}"#.into()));
         assert_eq!(check(r#""a":1e-20000,"b":1E+2"#), payload(r#""a":0.0,"b":100.0"#));
         let written_twice = NewAlert::billing(r#"{"event_id":"e","\u0000":1,"\ufffd":2}"#.into(), "sig".into());
         assert_eq!(written_twice.unwrap_err(), Malformed::DuplicateName);

@@ -103,9 +103,9 @@ async fn commit_batches(
             // A commit by itself wakes the workers itself, which is quickest. One of many leaves that to whoever tells once for
             // all of them, or each would wait for the one before it to be on disk.
             let tell = if under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
-            let any_new = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
+            let is_news = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
             under_way.fetch_sub(1, Ordering::Relaxed);
-            if any_new && tell == Tell::Later {
+            if is_news {
                 news.send_replace(());
             }
         }
@@ -122,20 +122,20 @@ async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
     }
 }
 
-/// Commits a batch and answers; returns whether there was anything new.
-async fn commit(pool: &PgPool, batch: Vec<Waiting>, tell: Tell) -> bool {
+/// Commits a batch and answers; returns whether there was anything new that no worker has been told of.
+async fn commit(pool: &PgPool, batch: Vec<Waiting>, mut tell: Tell) -> bool {
     let mut alerts = Vec::with_capacity(batch.len());
     let mut callers = Vec::with_capacity(batch.len());
     for Waiting { alert, answer, _room } in batch {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut stored = store_all(pool, &alerts, tell).await;
+    let mut stored = store_all(pool, &alerts, &mut tell).await;
     // Then no connection of before is used any more, and a new one may do. Whether it was committed or not: what is inserted
     // again is found stored.
     let again = stored.as_ref().is_err_and(is_connection_lost);
     if again {
-        stored = store_all(pool, &alerts, tell).await;
+        stored = store_all(pool, &alerts, &mut tell).await;
     }
     let stored = match stored {
         Ok(stored) => stored,
@@ -151,13 +151,13 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>, tell: Tell) -> bool {
         // Who has given up meanwhile has had a 503; Paddle's repeat will be found stored.
         let _ = answer.send(stored);
     }
-    any_new
+    any_new && tell == Tell::Later
 }
 
 async fn store_all(
     pool: &PgPool,
     alerts: &[NewAlert],
-    tell: Tell,
+    tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     match timeout(COMMIT_TIMEOUT, insert(&mut connection, alerts, tell)).await {
@@ -170,26 +170,27 @@ async fn store_all(
     }
 }
 
-/// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others.
+/// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others. What
+/// cannot tell the workers is left to be told later.
 async fn insert(
     connection: &mut Connection,
     alerts: &[NewAlert],
-    mut tell: Tell,
+    tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
-    let mut result = store::insert(connection, alerts, tell).await;
+    let mut result = store::insert(connection, alerts, *tell).await;
     if result.as_ref().is_err_and(is_conflict) {
-        result = store::insert(connection, alerts, tell).await;
+        result = store::insert(connection, alerts, *tell).await;
     }
     // Somebody listens and never reads, and there is no room for one more notification: that is nothing to an alert.
-    if tell == Tell::Now && result.as_ref().is_err_and(is_about_the_data) {
-        tell = Tell::Later;
-        result = store::insert(connection, alerts, tell).await;
+    if *tell == Tell::Now && result.as_ref().is_err_and(is_about_the_data) {
+        *tell = Tell::Later;
+        result = store::insert(connection, alerts, *tell).await;
     }
     match result {
         Err(error) if is_about_the_data(&error) && alerts.len() > 1 => {
             let mut each = Vec::with_capacity(alerts.len());
             for alert in alerts {
-                each.push(match store::insert(connection, std::slice::from_ref(alert), tell).await {
+                each.push(match store::insert(connection, std::slice::from_ref(alert), *tell).await {
                     Ok(stored) => Ok(stored[0]),
                     Err(error) if is_connection_lost(&error) => return Err(error),
                     Err(error) => {

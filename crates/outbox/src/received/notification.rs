@@ -20,8 +20,9 @@ pub(super) struct Notification<'b> {
     pub(super) event_type: Option<Cow<'b, str>>,
     pub(super) occurred_at: Option<Cow<'b, str>>,
     pub(super) data: Data<'b>,
-    /// Whether its numbers are integers of 64 bits, which everybody reads alike.
-    pub(super) is_exact: bool,
+    /// Whether any Postgres reads the text just so: all numbers are integers of 64 bits, and no character that a database of
+    /// another encoding than UTF-8 may know nothing of is written as an escape.
+    pub(super) is_plain: bool,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ pub(super) struct Data<'b> {
 /// # Errors
 /// When it is not an object, or a name in it appears twice.
 pub(super) fn read(text: &[u8]) -> Result<Notification<'_>, Malformed> {
-    let mut walk = Walk { found: Notification { is_exact: true, ..Notification::default() }, names: Vec::new() };
+    let mut walk = Walk { found: Notification { is_plain: true, ..Notification::default() }, names: Vec::new() };
     let mut json = serde_json::Deserializer::from_slice(text);
     let walked = Value { walk: &mut walk, place: Place::Whole }.deserialize(&mut json).and_then(|()| json.end());
     match walked {
@@ -155,14 +156,16 @@ impl<'b> Visitor<'b> for Value<'_, 'b> {
         Ok(())
     }
     fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.walk.found.is_exact = false;
+        self.walk.found.is_plain = false;
         Ok(())
     }
     fn visit_borrowed_str<E: Error>(self, text: &'b str) -> Result<(), E> {
         self.found(text);
         Ok(())
     }
+    /// Text with escapes: the other kind is borrowed.
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        self.walk.found.is_plain &= text.is_ascii();
         self.found(text.to_owned());
         Ok(())
     }
@@ -175,6 +178,7 @@ impl<'b> Visitor<'b> for Value<'_, 'b> {
         let first = walk.names.len();
         while let Some(Name(name)) = members.next_key()? {
             let place = place.member(&name);
+            walk.found.is_plain &= matches!(name, Cow::Borrowed(_)) || name.is_ascii();
             walk.names.push(name);
             members.next_value_seed(Value { walk: &mut *walk, place })?;
         }
