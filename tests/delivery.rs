@@ -306,6 +306,28 @@ async fn what_is_not_configured_is_not_planned() {
     );
 }
 
+/// While nothing else is due, what is planned is claimed by the transaction that plans it: nobody has to be woken for that.
+#[tokio::test]
+async fn what_is_planned_is_begun_at_once() {
+    let oarlock = Settings::default().without("JIRA").start().await;
+    oarlock.slack().fail(Fault::hang());
+    let mut begun_at_once = false;
+    // A worker that has just started may have something to look for first.
+    for number in 1..=10 {
+        oarlock.paddle_sends(&Classic::payment_succeeded(&format!("ann{number}@example.com"))).await;
+        oarlock
+            .sees("the call hangs", |sandbox| {
+                sandbox.calls_to(Service::Slack, "POST", "/admin.users.invite").len() == number
+            })
+            .await;
+        // Which transaction wrote each of them as it is now.
+        let written = "select a.xmin::text = o.xmin::text from outbox_action a join outbox o on o.id = a.outbox_id
+                       where a.status = 'running' and a.attempts = 1 and a.claimed_by is not null order by a.id desc limit 1";
+        begun_at_once |= sqlx::query_scalar::<_, bool>(written).fetch_one(oarlock.pool()).await.unwrap();
+    }
+    assert!(begun_at_once, "{}", oarlock.outbox().await);
+}
+
 /// After an outage a customer costs one call of a kind, however many alerts wait.
 #[tokio::test]
 async fn pending_actions_of_a_customer_are_done_by_one_call() {
@@ -324,6 +346,26 @@ async fn pending_actions_of_a_customer_are_done_by_one_call() {
                    where l.status = 'done' and l.kind = a.kind and l.email = a.email";
     assert_eq!(oarlock.value::<i64>(covered).await, 57);
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status = 'done'").await, 20);
+}
+
+/// Also when the worker has nothing else to do, and could begin the new alert's action as it is planned.
+#[tokio::test]
+async fn a_retry_that_waits_is_done_by_the_call_for_a_new_alert() {
+    let oarlock = Settings::default()
+        .without("JIRA")
+        .set("OARLOCK_WORKER__RETRY_BASE", "1h")
+        .set("OARLOCK_WORKER__RETRY_CAP", "6h")
+        .start()
+        .await;
+    oarlock.slack().fail(Fault::status(500).times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("it waits", "select count(*) = 1 from outbox_action where status = 'pending' and attempts = 1").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.until("Bob is served", "select count(*) = 1 from outbox_action where status = 'done'").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.settles().await;
+    let covered = "select count(*) from outbox_action where attempts = 1 and outcome like 'covered by %'";
+    assert_eq!(oarlock.value::<i64>(covered).await, 1, "{}", oarlock.outbox().await);
 }
 
 #[tokio::test]

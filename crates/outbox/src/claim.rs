@@ -1,13 +1,15 @@
 //! Due actions are leased to a worker, fenced by a token.
 //!
 //! One statement takes what is due: pending actions, and running ones whose lease has expired because their worker vanished
-//! (there is no separate rescuer to get wrong). It counts the attempt, and it is the only place where a [`Claim`] is made.
+//! (there is no separate rescuer to get wrong). It counts the attempt. Beside it only [`crate::planning`] makes a [`Claim`], of an
+//! action that is written as claimed.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::planning::NewAction;
 use crate::{Destination, Kind, PgPool, Source, TraceParent, interval};
 
 /// The right to run an action, until its lease ends.
@@ -39,6 +41,13 @@ pub struct AlertRef {
 }
 
 impl Claim {
+    /// Of an action that was claimed as it was written.
+    pub(crate) fn of_new(id: Uuid, token: Uuid, action: &NewAction, alert: AlertRef) -> Self {
+        let NewAction { kind, subject, while_paid, .. } = action;
+        let (subject, while_paid) = (subject.clone(), *while_paid);
+        Self { id, token, attempt: 1, kind: *kind, alert, subject, while_paid, probing: false, paced: false }
+    }
+
     pub fn id(&self) -> Uuid {
         self.id
     }

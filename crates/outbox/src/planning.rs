@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
+use crate::claim::{AlertRef, Claim, Terms};
 use crate::pool::{PgPool, Transaction};
-use crate::{Destination, Kind, Source, TraceParent, ledger};
+use crate::{Destination, Kind, Source, TraceParent, interval, ledger};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -96,6 +97,8 @@ pub struct NewAction {
     pub due_at: Option<DateTime<Utc>>,
     /// Only while a subscription pays, whenever it is run.
     pub while_paid: bool,
+    /// It may be written as claimed, if its customer has nothing else open.
+    pub begins: bool,
 }
 
 /// Takes up to `limit` alerts that are not planned yet, the oldest first, of those that came after the alert `after` if that is
@@ -288,22 +291,54 @@ fn source(word: &str) -> Source {
 }
 
 impl Plan {
-    /// Whom its actions call.
-    pub fn destinations(&self) -> HashSet<Destination> {
-        let actions = self.alerts.iter().filter_map(|alert| match &alert.decision {
-            Decision::Actions(actions) => Some(actions),
-            Decision::Ignored | Decision::Dead(_) => None,
-        });
-        actions.flatten().map(|action| action.kind.destination()).collect()
+    /// Whom its actions call, and how many there are of each.
+    pub fn destinations(&self) -> HashMap<Destination, usize> {
+        let mut destinations = HashMap::new();
+        for (_, action) in self.actions() {
+            *destinations.entry(action.kind.destination()).or_default() += 1;
+        }
+        destinations
+    }
+
+    /// Marks what may be begun with the plan itself: up to `most` actions that call this destination at once, of each customer the
+    /// first at most, and none that one call is to do together with others.
+    pub fn begin(&mut self, destination: Destination, most: usize) {
+        let mut alike: HashMap<(Kind, String), usize> = HashMap::new();
+        for (_, action) in self.actions() {
+            *alike.entry((action.kind, action.subject.clone())).or_default() += 1;
+        }
+        let (mut customers, mut left) = (HashSet::new(), most);
+        for alert in &mut self.alerts {
+            let Decision::Actions(actions) = &mut alert.decision else { continue };
+            for action in actions.iter_mut().filter(|action| action.kind.destination() == destination) {
+                let is_first = customers.insert(action.subject.clone());
+                let is_alone = alike.get(&(action.kind, action.subject.clone())) == Some(&1);
+                if left > 0 && is_first && is_alone && action.due_at.is_none() {
+                    action.begins = true;
+                    left -= 1;
+                }
+            }
+        }
+    }
+
+    /// All actions, with the alerts they are of.
+    fn actions(&self) -> impl Iterator<Item = (Uuid, &NewAction)> {
+        self.alerts.iter().flat_map(|alert| {
+            let actions = match &alert.decision {
+                Decision::Actions(actions) => actions.as_slice(),
+                Decision::Ignored | Decision::Dead(_) => &[],
+            };
+            actions.iter().map(|action| (alert.id, action))
+        })
     }
 }
 
 impl Batch {
-    /// Writes the plan and lets go of the alerts.
+    /// Writes the plan; returns the claims of what is begun with it, which hold when the batch is committed.
     ///
     /// # Errors
     /// When nothing was written: every alert is as it was before.
-    pub async fn commit(mut self, plan: &Plan) -> Result<(), sqlx::Error> {
+    pub async fn write(&mut self, plan: &Plan, terms: &Terms) -> Result<Vec<Claim>, sqlx::Error> {
         let transaction = &mut self.transaction;
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
@@ -315,7 +350,24 @@ impl Batch {
             let customers: Vec<&str> = plan.addresses.keys().map(String::as_str).collect();
             sqlx::query!("select answer_look_ups($1)", &customers as _).execute(&mut **transaction).await?;
         }
-        write(transaction, plan, self.now).await?;
+        let actions: Vec<_> = plan.actions().map(|(alert, action)| (Uuid::now_v7(), alert, action)).collect();
+        let token = Uuid::new_v4();
+        let begun = write(transaction, plan, &actions, self.now, token, terms).await?;
+        let alert = |id: Uuid| {
+            let mut alerts = self.alerts.iter().zip(&self.traces);
+            let (alert, trace) =
+                alerts.find(|(alert, _)| alert.id == id).expect("an action is of an alert of the batch");
+            AlertRef { id, source: alert.source, alert_id: alert.alert_id.clone(), trace_parent: *trace }
+        };
+        let begun = actions.into_iter().filter(|(id, ..)| begun.contains(id));
+        Ok(begun.map(|(id, of, action)| Claim::of_new(id, token, action, alert(of))).collect())
+    }
+
+    /// Lets go of the alerts.
+    ///
+    /// # Errors
+    /// When nothing was written, or that is not known.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.transaction.commit().await
     }
 }
@@ -348,20 +400,25 @@ async fn write_address_change(transaction: &mut Transaction, change: &AddressCha
     .map(drop)
 }
 
-/// Writes what follows from each alert. One statement, since on a busy machine a round trip to Postgres takes a millisecond.
-async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+/// Writes what follows from each alert; returns the actions that are claimed. One statement, since on a busy machine a round trip
+/// to Postgres takes a millisecond.
+///
+/// An action is written as claimed under the terms of [`crate::claim::claim`], as far as they are simple: its destination is
+/// neither paused nor being tried again nor paced, and nothing else is open for the customer, whom the call could be for as well.
+async fn write(
+    transaction: &mut Transaction,
+    plan: &Plan,
+    actions: &[(Uuid, Uuid, &NewAction)],
+    now: DateTime<Utc>,
+    token: Uuid,
+    terms: &Terms,
+) -> Result<Vec<Uuid>, sqlx::Error> {
     let (alerts, told) = (&plan.alerts, &plan.told);
     let subscriptions: Vec<_> = plan.subscriptions.iter().collect();
     let mut paid_changed = plan.paid_changed.clone();
     paid_changed.sort();
     paid_changed.dedup();
-    let mut actions = Vec::new();
-    for alert in alerts {
-        if let Decision::Actions(of_alert) = &alert.decision {
-            actions.extend(of_alert.iter().map(|action| (alert.id, action)));
-        }
-    }
-    sqlx::query!(
+    sqlx::query_scalar!(
         r#"
         with subscriptions as (
           insert into subscription
@@ -382,19 +439,35 @@ async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -
         ), customers as (
           insert into customer (email, paid_changed_at) select email, clock_timestamp() from unnest($21::text[]) as new (email) order by email
           on conflict (email) do update set paid_changed_at = excluded.paid_changed_at
+        ), planned as materialized (
+          select new.*, may_begin
+                        and exists (select from destination d
+                                    where d.name = new.destination and (d.paused_until is null or d.paused_until <= clock_timestamp())
+                                      and not d.probing and d.actions_per_minute is null)
+                        and not exists (select from outbox_action a where a.subject = new.subject and a.status in ('pending', 'running') offset 0)
+                        as begins
+          from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[], $33::text[], $34::bool[])
+            as new (id, outbox_id, kind, subject, due_at, while_paid, destination, may_begin)
         ), actions as (
-          insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, run_at, while_paid)
+          insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, while_paid, status, attempts, run_at, claim_token, claimed_by)
           select id, outbox_id, kind,
                  case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
-                 coalesce(due_at, $28), greatest(due_at, $28), while_paid
-          from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[])
-            as new (id, outbox_id, kind, subject, due_at, while_paid)
+                 coalesce(due_at, $28), while_paid,
+                 case when begins then 'running' else 'pending' end, case when begins then 1 else 0 end,
+                 case when begins then clock_timestamp() + $35 else greatest(due_at, $28) end,
+                 case when begins then $36::uuid end, case when begins then $37 end
+          from planned
+          returning id, status
+        ), alerts as (
+          update outbox o
+          set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
+              finished_at = case when new.status <> 'pending' then clock_timestamp() end
+          from unnest($29::uuid[], $30::text[], $31::text[], $32::text[]) as new (id, email, status, error)
+          where o.id = new.id and o.id = any($29)
         )
-        update outbox o
-        set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
-            finished_at = case when new.status <> 'pending' then clock_timestamp() end
-        from unnest($29::uuid[], $30::text[], $31::text[], $32::text[]) as new (id, email, status, error)
-        where o.id = new.id and o.id = any($29)
+        -- A claim is on disk before anybody is called; a plan that is lost is only made again.
+        select id from actions
+        where status = 'running' and set_config('synchronous_commit', 'on', true) = 'on'
         "#,
         &subscriptions.iter().map(|((source, _), _)| source.as_str()).collect::<Vec<_>>() as _,
         &subscriptions.iter().map(|((_, id), _)| id.as_str()).collect::<Vec<_>>() as _,
@@ -418,21 +491,25 @@ async fn write(transaction: &mut Transaction, plan: &Plan, now: DateTime<Utc>) -
         &told.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
         &told.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
         &paid_changed,
-        &actions.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>(),
-        &actions.iter().map(|(alert, _)| *alert).collect::<Vec<_>>(),
-        &actions.iter().map(|(_, action)| action.kind.as_str()).collect::<Vec<_>>() as _,
-        &actions.iter().map(|(_, action)| action.subject.as_str()).collect::<Vec<_>>() as _,
-        &actions.iter().map(|(_, action)| action.due_at).collect::<Vec<_>>() as _,
-        &actions.iter().map(|(_, action)| action.while_paid).collect::<Vec<_>>(),
+        &actions.iter().map(|(id, ..)| *id).collect::<Vec<_>>(),
+        &actions.iter().map(|(_, alert, _)| *alert).collect::<Vec<_>>(),
+        &actions.iter().map(|(.., action)| action.kind.as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.subject.as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.due_at).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.while_paid).collect::<Vec<_>>(),
         now,
         &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
         &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|alert| alert.decision.status()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.kind.destination().as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.begins).collect::<Vec<_>>(),
+        interval(terms.lease),
+        token,
+        terms.worker
     )
-    .execute(&mut **transaction)
+    .fetch_all(&mut **transaction)
     .await
-    .map(drop)
 }
 
 impl Decision {

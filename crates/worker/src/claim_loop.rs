@@ -1,19 +1,21 @@
 //! A destination's due actions are claimed and run, so many at a time.
 //!
-//! Each destination has a loop of its own: one that hangs delays no other.
+//! Each destination has a loop of its own: one that hangs delays no other. While nothing else is due, what is planned is claimed
+//! as it is written, and comes from the planner.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use oarlock_outbox::claim::{self, Claim, Claimed, Terms};
 use oarlock_outbox::record::{Finished, Verdict};
-use oarlock_outbox::{AFTER_A_CONFLICT, Destination, PgPool, destination, is_about_the_data, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Destination, Kind, PgPool, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use tracing::field::Empty;
 
@@ -42,46 +44,47 @@ pub struct Loop {
     pub slots: Slots,
     pub poll_interval: Duration,
     pub shutdown_grace: Duration,
+    pub shutdown: CancellationToken,
+    /// Cancelled when what still runs is to be handed back.
+    pub hand_back: CancellationToken,
+    pub running: TaskTracker,
+    /// Nothing that is due was left when it was looked for last.
+    pub caught_up: AtomicBool,
 }
 
 /// A result on its way to the recorder, with the slot of its call if there was one: it keeps that until it is written.
 pub type Recordable = (Finished, Option<Slot>);
 
 impl Loop {
-    /// Claims and runs until the token is cancelled; then lets what runs finish, and hands back what does not in time.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let this = Arc::new(self);
-        let hand_back = CancellationToken::new();
-        let mut running = JoinSet::new();
+    /// Claims and runs until it is told to stop; then lets what runs finish, and hands back what does not in time.
+    pub async fn run(self: Arc<Self>) {
         let mut patience = Patience::default();
-        let mut bookmark = Bookmark::new(this.poll_interval);
-        while !shutdown.is_cancelled() {
-            while running.try_join_next().is_some() {}
-            let room = this.slots.room();
-            let mut wait = this.poll_interval;
+        let mut bookmark = Bookmark::new(self.poll_interval);
+        while !self.shutdown.is_cancelled() {
+            let places = self.slots.places();
+            let room = places.len();
+            let mut wait = self.poll_interval;
             if room > 0 {
                 let from = bookmark.open();
-                match this.claim(room, from).await {
-                    Ok((when, claimed)) => {
+                match self.claim(room, from).await {
+                    Ok((when, Claimed { claims, buried, cleared })) => {
                         patience.reset();
-                        bookmark.put(claimed.cleared);
+                        bookmark.put(cleared);
+                        self.note_buried(&buried);
                         // There may be more, or some that lie before what there is no more of.
-                        let is_empty = claimed.claims.is_empty();
-                        let more = claimed.claims.len() == room || is_empty && from.is_some();
-                        for claim in claimed.claims {
-                            let place = this.slots.place(when);
-                            let (shutdown, hand_back) = (shutdown.clone(), hand_back.clone());
-                            running.spawn(Arc::clone(&this).run_one(claim, when, place, shutdown, hand_back));
-                        }
-                        if more && this.slots.room() > 0 {
+                        let more = claims.len() == room || claims.is_empty() && from.is_some();
+                        self.caught_up.store(!more, Ordering::Relaxed);
+                        self.start(when, claims, places);
+                        if more && self.slots.room() > 0 {
                             continue;
                         }
                     }
                     Err(error) => {
+                        drop(places);
                         if patience.is_fresh() {
                             let error = &error as &dyn std::error::Error;
                             tracing::warn!(
-                                destination = this.destination.as_str(),
+                                destination = self.destination.as_str(),
                                 error,
                                 "claims wait for the database"
                             );
@@ -90,43 +93,51 @@ impl Loop {
                     }
                 }
             }
-            let is_full = this.slots.room() == 0;
+            let is_full = self.slots.room() == 0;
             tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = this.slots.have_room(), if is_full => {}
-                () = this.bells.of(this.destination).notified(), if !is_full => {}
+                () = self.shutdown.cancelled() => {}
+                () = self.slots.have_room(), if is_full => {}
+                () = self.bells.of(self.destination).notified(), if !is_full => {}
                 () = tokio::time::sleep(wait), if !is_full => {}
             }
         }
-        let all_done = async { while running.join_next().await.is_some() {} };
-        if tokio::time::timeout(this.shutdown_grace, all_done).await.is_err() {
+        self.running.close();
+        if tokio::time::timeout(self.shutdown_grace, self.running.wait()).await.is_err() {
             tracing::warn!(
-                destination = this.destination.as_str(),
+                destination = self.destination.as_str(),
                 "shutdown_grace is over: handing back what still runs"
             );
-            hand_back.cancel();
-            while running.join_next().await.is_some() {}
+            self.hand_back.cancel();
+            self.running.wait().await;
+        }
+    }
+
+    /// Places for what is planned in this moment; none if something older is due, or may be.
+    pub fn places_for_new(&self) -> Vec<Place> {
+        let is_idle = self.caught_up.load(Ordering::Relaxed) && !self.shutdown.is_cancelled();
+        if is_idle { self.slots.places() } else { Vec::new() }
+    }
+
+    /// There is more to do than was taken.
+    pub fn wake(&self) {
+        self.caught_up.store(false, Ordering::Relaxed);
+        self.bells.of(self.destination).notify_one();
+    }
+
+    /// Runs what was claimed; the leases count from `when` at the latest, and there are as many places at least.
+    pub fn start(self: &Arc<Self>, when: Instant, claims: Vec<Claim>, places: Vec<Place>) {
+        for (claim, place) in claims.into_iter().zip(places) {
+            self.running.spawn(Arc::clone(self).run_one(claim, when, place));
         }
     }
 
     /// Claims what is due; the time is the one from which the leases count at the latest.
     async fn claim(&self, room: usize, from: Option<DateTime<Utc>>) -> Result<(Instant, Claimed), sqlx::Error> {
-        let limit = u32::try_from(room).unwrap_or(u32::MAX);
         loop {
             // The lease counts from within the statement: a little later than now, so this errs on the safe side.
             let now = Instant::now();
-            match claim::claim(&self.pool, self.destination, limit, from, &self.terms).await {
-                Ok(claimed) => {
-                    if !claimed.buried.is_empty() {
-                        tracing::error!(
-                            destination = self.destination.as_str(),
-                            actions = claimed.buried.len(),
-                            "buried actions whose workers vanished in every attempt"
-                        );
-                        self.metrics.buried(&claimed.buried);
-                    }
-                    return Ok((now, claimed));
-                }
+            match claim::claim(&self.pool, self.destination, limit(room), from, &self.terms).await {
+                Ok(claimed) => return Ok((now, claimed)),
                 // Another worker claimed for the same customer in this instant: look again, it is visible now.
                 Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,
                 Err(error) => return Err(error),
@@ -134,17 +145,22 @@ impl Loop {
         }
     }
 
-    async fn run_one(
-        self: Arc<Self>,
-        claim: Claim,
-        claimed: Instant,
-        place: Place,
-        shutdown: CancellationToken,
-        hand_back: CancellationToken,
-    ) {
+    fn note_buried(&self, buried: &[Kind]) {
+        if !buried.is_empty() {
+            tracing::error!(
+                destination = self.destination.as_str(),
+                actions = buried.len(),
+                "buried actions whose workers vanished in every attempt"
+            );
+            self.metrics.buried(buried);
+        }
+    }
+
+    async fn run_one(self: Arc<Self>, claim: Claim, claimed: Instant, place: Place) {
         let slot = tokio::select! {
-            slot = self.slots.slot(place) => slot,
-            () = shutdown.cancelled() => None,
+            biased;
+            () = self.shutdown.cancelled() => None,
+            slot = self.slots.slot(place, claimed) => slot,
         };
         let Some(slot) = slot else { return self.hand_back(claim, None).await };
         let opening = Opening::after(claim.alert.trace_parent);
@@ -163,7 +179,7 @@ impl Loop {
         async {
             let ended = tokio::select! {
                 ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
-                () = hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
+                () = self.hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
             };
             if let Some(finished) = self.finish(claim, ended).await {
                 self.record(finished, Some(slot)).await;
@@ -287,4 +303,8 @@ impl Loop {
             }
         }
     }
+}
+
+fn limit(claims: usize) -> u32 {
+    u32::try_from(claims).unwrap_or(u32::MAX)
 }

@@ -111,7 +111,8 @@ impl Planning<'_> {
         if let (None, Some(customer_id), true) = (&said, &says.customer_id, concerns_somebody) {
             // Nothing is applied before the address is known: the alert comes here again once it is.
             let kind = Kind::PaddleCustomer;
-            let look_up = NewAction { kind, subject: customer_id.clone(), due_at: None, while_paid: false };
+            let look_up =
+                NewAction { kind, subject: customer_id.clone(), due_at: None, while_paid: false, begins: false };
             return (None, Decision::Actions(vec![look_up]));
         }
 
@@ -276,7 +277,7 @@ struct Actions(Vec<NewAction>);
 
 impl Actions {
     fn add(&mut self, kind: Kind, subject: &str, due_at: Option<DateTime<Utc>>, while_paid: bool) {
-        let action = NewAction { kind, subject: subject.to_owned(), due_at, while_paid };
+        let action = NewAction { kind, subject: subject.to_owned(), due_at, while_paid, begins: false };
         if !self.0.contains(&action) {
             self.0.push(action);
         }

@@ -1,8 +1,9 @@
 //! Alerts become ledger entries and actions: the loop.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use oarlock_outbox::claim::Terms;
 use oarlock_outbox::planning::Batch;
 use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
@@ -13,25 +14,33 @@ use tracing::{Level, Span};
 use uuid::Uuid;
 
 use crate::bookmark::Bookmark;
+use crate::claim_loop::Loop;
 use crate::plan::{self, Policy};
 use crate::wake::Bells;
 
 /// Alerts planned in one transaction.
 const BATCH: usize = 100;
 
+/// What the planner needs.
+#[derive(Debug)]
+pub struct Planner {
+    pub pool: PgPool,
+    pub policy: Policy,
+    pub bells: Arc<Bells>,
+    /// Who runs what is planned.
+    pub loops: Vec<Arc<Loop>>,
+    pub terms: Terms,
+    pub poll_interval: Duration,
+}
+
 /// Plans until the token is cancelled.
-pub async fn run(
-    pool: PgPool,
-    policy: Policy,
-    bells: Arc<Bells>,
-    poll_interval: Duration,
-    shutdown: CancellationToken,
-) {
+pub async fn run(planner: Planner, shutdown: CancellationToken) {
+    let Planner { pool, policy, bells, loops, terms, poll_interval } = planner;
     let mut patience = Patience::default();
     let mut bookmark = Bookmark::new(poll_interval);
     while !shutdown.is_cancelled() {
         let after = bookmark.open();
-        let wait = match plan_batch(&pool, &policy, &bells, after).await {
+        let wait = match plan_batch(&pool, &policy, &loops, &terms, after).await {
             Ok(last) => {
                 patience.reset();
                 bookmark.put(last);
@@ -44,7 +53,7 @@ pub async fn run(
             Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
             Err(error) if is_about_the_data(&error) => {
                 tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
-                match plan_one(&pool, &policy, &bells).await {
+                match plan_one(&pool, &policy, &loops, &terms).await {
                     Ok(()) => continue,
                     Err(error) => warn(&error, &mut patience),
                 }
@@ -68,21 +77,22 @@ fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
 async fn plan_batch(
     pool: &PgPool,
     policy: &Policy,
-    bells: &Bells,
+    loops: &[Arc<Loop>],
+    terms: &Terms,
     after: Option<Uuid>,
 ) -> Result<Option<Uuid>, sqlx::Error> {
     let Some(batch) = planning::take(pool, BATCH, after).await? else { return Ok(None) };
     let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
-    commit(batch, policy, bells).await?;
+    commit(batch, policy, loops, terms).await?;
     tracing::debug!(alerts, "planned");
     Ok(last.filter(|_| alerts == BATCH))
 }
 
 /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
-async fn plan_one(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
+async fn plan_one(pool: &PgPool, policy: &Policy, loops: &[Arc<Loop>], terms: &Terms) -> Result<(), sqlx::Error> {
     let Some(batch) = planning::take(pool, 1, None).await? else { return Ok(()) };
     let alert = batch.alerts[0].clone();
-    match commit(batch, policy, bells).await {
+    match commit(batch, policy, loops, terms).await {
         Err(error) if is_about_the_data(&error) => {
             tracing::error!(alert_id = alert.alert_id, source = alert.source.as_str(), "an alert cannot be planned");
             planning::bury(pool, alert.id, &format!("failed to plan it: {error}")).await
@@ -91,8 +101,8 @@ async fn plan_one(pool: &PgPool, policy: &Policy, bells: &Bells) -> Result<(), s
     }
 }
 
-/// Plans the alerts, and wakes whoever has something to do about them.
-async fn commit(batch: Batch, policy: &Policy, bells: &Bells) -> Result<(), sqlx::Error> {
+/// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
+async fn commit(mut batch: Batch, policy: &Policy, loops: &[Arc<Loop>], terms: &Terms) -> Result<(), sqlx::Error> {
     // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
     let is_seen = tracing::enabled!(Level::DEBUG);
     let spans: Vec<Span> = batch
@@ -114,13 +124,28 @@ async fn commit(batch: Batch, policy: &Policy, bells: &Bells) -> Result<(), sqlx
             span
         })
         .collect();
-    let plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
-    batch.commit(&plan).await?;
+    let mut plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
+    let (planned, mut offered) = (plan.destinations(), Vec::new());
+    for claim_loop in loops {
+        if let Some(actions) = planned.get(&claim_loop.destination) {
+            let places = claim_loop.places_for_new();
+            plan.begin(claim_loop.destination, places.len());
+            offered.push((claim_loop, *actions, places));
+        }
+    }
+    let when = Instant::now();
+    let mut claims = batch.write(&plan, terms).await?;
+    batch.commit().await?;
     for span in &spans {
         tracing::debug!(parent: span, "planned");
     }
-    for destination in plan.destinations() {
-        bells.of(destination).notify_one();
+    for (claim_loop, actions, places) in offered {
+        let (begun, others) = claims.into_iter().partition(|claim| claim.kind.destination() == claim_loop.destination);
+        claims = others;
+        if Vec::len(&begun) < actions {
+            claim_loop.wake();
+        }
+        claim_loop.start(when, begun, places);
     }
     Ok(())
 }

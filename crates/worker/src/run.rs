@@ -1,6 +1,7 @@
 //! Everything is started, and stopped in the order in which it depends on each other.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::act::Vendors;
 use crate::claim_loop::Loop;
@@ -20,6 +22,7 @@ use crate::judge::Limits;
 use crate::memberships;
 use crate::metrics::Metrics;
 use crate::plan::Policy;
+use crate::planner::Planner;
 use crate::retry::Schedule;
 use crate::slots::Slots;
 use crate::wake::{self, Bells};
@@ -65,7 +68,6 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         slack: config.slack.is_some(),
         revoke_on_full_refund: config.jira.as_ref().is_some_and(|jira| jira.revoke_on_full_refund),
     };
-    loops.spawn(planner::run(pool.clone(), policy, Arc::clone(&bells), settings.poll_interval, shutdown.clone()));
     // Actions of a destination that is not configured here wait, in sight, for a worker that has it.
     let is_configured = |destination: &Destination| match destination {
         Destination::Jira => config.jira.is_some(),
@@ -75,15 +77,17 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     // A single request always has its full time, also after a wait for its slot.
     let run_time = settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2);
     let patience = (run_time - settings.request_timeout).min(LONGEST_WAIT);
+    let terms = Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts };
+    let mut claim_loops = Vec::new();
     for destination in Destination::ALL.iter().filter(|destination| is_configured(destination)) {
-        let claim_loop = Loop {
+        let claim_loop = Arc::new(Loop {
             destination: *destination,
             pool: pool.clone(),
             vendors: Arc::clone(&vendors),
             bells: Arc::clone(&bells),
             metrics: Arc::clone(&metrics),
             results: results.clone(),
-            terms: Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts },
+            terms: terms.clone(),
             run_time,
             limits: Limits {
                 max_attempts: settings.max_attempts,
@@ -92,9 +96,23 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
             slots: Slots::new(settings.concurrency, patience),
             poll_interval: settings.poll_interval,
             shutdown_grace: settings.shutdown_grace,
-        };
-        loops.spawn(claim_loop.run(shutdown.clone()));
+            shutdown: shutdown.clone(),
+            hand_back: CancellationToken::new(),
+            running: TaskTracker::new(),
+            caught_up: AtomicBool::default(),
+        });
+        loops.spawn(Arc::clone(&claim_loop).run());
+        claim_loops.push(claim_loop);
     }
+    let planner = Planner {
+        pool: pool.clone(),
+        policy,
+        bells: Arc::clone(&bells),
+        loops: claim_loops,
+        terms,
+        poll_interval: settings.poll_interval,
+    };
+    loops.spawn(planner::run(planner, shutdown.clone()));
     // The recorder ends when the last loop has let go of its sender.
     drop(results);
     let recorder =

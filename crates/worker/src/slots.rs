@@ -22,6 +22,8 @@ pub struct Slots {
     /// Where claims wait: as many again as there are slots.
     places: Arc<Semaphore>,
     are_quick: Arc<AtomicBool>,
+    /// Held while places are taken.
+    counting: Mutex<()>,
     patience: Duration,
     turned_back: Mutex<Option<Instant>>,
 }
@@ -29,7 +31,6 @@ pub struct Slots {
 /// A claim's place in the queue for a slot.
 #[derive(Debug)]
 pub struct Place {
-    claimed: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -49,6 +50,7 @@ impl Slots {
             slots: Arc::new(Semaphore::new(number)),
             places: Arc::new(Semaphore::new(number)),
             are_quick: Arc::default(),
+            counting: Mutex::default(),
             patience,
             turned_back: Mutex::default(),
         }
@@ -74,20 +76,23 @@ impl Slots {
         freed.map(drop).expect("nobody closes it");
     }
 
-    /// A place for a claim, of those that there was room for.
-    pub fn place(&self, claimed: Instant) -> Place {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        Place { claimed, _place: place.expect("no more were claimed than there was room for") }
+    /// Places for as many claims as there is room for.
+    pub fn places(&self) -> Vec<Place> {
+        let _one_at_a_time = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = |_| Arc::clone(&self.places).try_acquire_owned().map(|_place| Place { _place }).ok();
+        (0..self.room()).map_while(place).collect()
     }
 
-    /// A slot, in turn. None if that takes too long, or all were turned back meanwhile: then the claim is to be handed back.
-    pub async fn slot(&self, place: Place) -> Option<Slot> {
+    /// A slot, in turn. None if that takes too long, or all were turned back since it was claimed: then the claim is to be handed
+    /// back.
+    pub async fn slot(&self, place: Place, claimed: Instant) -> Option<Slot> {
         let Ok(permit) = timeout(self.patience, Arc::clone(&self.slots).acquire_owned()).await else {
             self.are_quick.store(false, Ordering::Relaxed);
             return None;
         };
+        drop(place);
         let turned_back = *self.turned_back.lock().unwrap_or_else(PoisonError::into_inner);
-        if turned_back.is_some_and(|when| when >= place.claimed) {
+        if turned_back.is_some_and(|when| when >= claimed) {
             return None;
         }
         let permit = permit.expect("nobody closes it");
@@ -119,13 +124,19 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
+    impl Slots {
+        fn place(&self) -> Place {
+            Place { _place: Arc::clone(&self.places).try_acquire_owned().unwrap() }
+        }
+    }
+
     /// All slots are taken, by calls that were quick so far.
     async fn busy() -> (Slots, Vec<Slot>) {
         let slots = Slots::new(4, Duration::from_millis(50));
-        drop(slots.slot(slots.place(Instant::now())).await);
+        drop(slots.slot(slots.place(), Instant::now()).await);
         let mut held = Vec::new();
         for _ in 0..4 {
-            held.push(slots.slot(slots.place(Instant::now())).await.unwrap());
+            held.push(slots.slot(slots.place(), Instant::now()).await.unwrap());
         }
         (slots, held)
     }
@@ -133,34 +144,37 @@ mod tests {
     #[tokio::test]
     async fn while_calls_are_quick_as_many_again_are_claimed_ahead_and_half_of_them_at_least() {
         let (slots, mut held) = busy().await;
-        assert_eq!(slots.room(), 4);
-        let mut places: Vec<_> = (0..3).map(|_| slots.place(Instant::now())).collect();
+        let mut places = slots.places();
+        assert_eq!(places.len(), 4);
+        places.pop();
         assert_eq!(slots.room(), 0);
         held.pop();
-        assert!(slots.slot(places.remove(0)).await.is_some());
+        assert!(slots.slot(places.remove(0), Instant::now()).await.is_some());
         slots.have_room().await;
-        assert_eq!(slots.room(), 2);
+        assert_eq!(slots.places().len(), 2);
     }
 
     #[tokio::test]
     async fn nothing_is_claimed_ahead_of_calls_that_are_slow() {
         let (slots, mut held) = busy().await;
-        let place = slots.place(Instant::now());
-        assert!(slots.slot(place).await.is_none(), "it waits for longer than it may");
+        let place = slots.place();
+        assert!(slots.slot(place, Instant::now()).await.is_none(), "it waits for longer than it may");
         assert_eq!(slots.room(), 0);
         held[0].since = Instant::now() - QUICK;
         held.remove(0);
-        assert_eq!(slots.room(), 1, "as many as are free, and none ahead");
         slots.have_room().await;
+        let places = slots.places();
+        assert_eq!(places.len(), 1, "as many as are free, and none ahead");
+        assert_eq!(slots.places().len(), 0, "that one is for whoever has its place");
     }
 
     #[tokio::test]
     async fn what_was_claimed_before_a_pause_is_turned_back() {
         let (slots, mut held) = busy().await;
-        let before = slots.place(Instant::now());
+        let claimed = Instant::now();
         slots.turn_back();
         held.pop();
-        assert!(slots.slot(before).await.is_none());
-        assert!(slots.slot(slots.place(Instant::now())).await.is_some());
+        assert!(slots.slot(slots.place(), claimed).await.is_none());
+        assert!(slots.slot(slots.place(), Instant::now()).await.is_some());
     }
 }

@@ -244,3 +244,37 @@ fn the_routes_are_as_documented() {
     let real = AlertName::ALL.iter().map(|name| (name.as_str().to_owned(), in_words(name)));
     assert_eq!(documented, real.filter(|(_, kinds)| !kinds.is_empty()).collect());
 }
+
+#[test]
+fn of_each_customer_the_first_action_begins_at_once_if_it_is_alone() {
+    let action =
+        |kind, who: &str, due_at| NewAction { kind, subject: who.to_owned(), due_at, while_paid: false, begins: false };
+    let planned = |actions| PlannedAlert { id: Uuid::now_v7(), email: None, decision: Decision::Actions(actions) };
+    let begun = |most| {
+        let mut plan = Plan {
+            alerts: vec![
+                planned(vec![
+                    action(Kind::JiraInvite, "ann", None),
+                    action(Kind::JiraAccess, "ann", None),
+                    action(Kind::SlackInvite, "ann", None),
+                ]),
+                planned(vec![action(Kind::SlackInvite, "bob", None), action(Kind::JiraInvite, "bob", None)]),
+                planned(vec![action(Kind::SlackInvite, "bob", None), action(Kind::JiraAccess, "cid", Some(at(2000)))]),
+                planned(vec![action(Kind::JiraInvite, "dan", None)]),
+            ],
+            ..Plan::default()
+        };
+        plan.begin(Destination::Jira, most);
+        plan.begin(Destination::Slack, 10);
+        let actions = plan.alerts.into_iter().flat_map(|alert| match alert.decision {
+            Decision::Actions(actions) => actions,
+            Decision::Ignored | Decision::Dead(_) => Vec::new(),
+        });
+        let begun = actions.filter(|action| action.begins);
+        begun.map(|action| format!("{} {}", action.kind, action.subject)).collect::<Vec<_>>()
+    };
+    // One call invites Bob to Slack for both alerts; Cid's time has not come.
+    assert_eq!(begun(10), ["jira_invite ann", "slack_invite ann", "jira_invite bob", "jira_invite dan"]);
+    assert_eq!(begun(1), ["jira_invite ann", "slack_invite ann"]);
+    assert_eq!(begun(0), ["slack_invite ann"]);
+}
