@@ -109,6 +109,52 @@ async fn a_large_table_behind_the_work_is_not_read() {
     }
 }
 
+/// The plans of a worker's first day, when the tables are empty, are kept until Postgres has statistics.
+#[tokio::test]
+async fn a_worker_that_started_with_empty_tables_reads_no_more_later() {
+    const FIRST: i64 = 20;
+    const BACKLOG: i64 = 3_000;
+    let mut oarlock = Settings::default().workers(0).without("JIRA").start().await;
+    for table in ["outbox", "outbox_action", "outbox_attempt"] {
+        let statement = format!("alter table {table} set (autovacuum_enabled = false)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.expect("the statement is right");
+    }
+    // It knows how empty they are: of tables it has never looked at it assumes some size.
+    sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.expect("the statement is right");
+    oarlock.start_worker().await;
+    let insert = |from: i64, to: i64| {
+        let pool = oarlock.pool().clone();
+        async move {
+            sqlx::query(
+                "with alerts as (
+                   insert into outbox (id, source, alert_id, alert_name, email, payload, body, signature)
+                   select gen_random_uuid(), 'classic', n, 'payment_succeeded', n || '@example.com',
+                          jsonb_build_object('email', n || '@example.com'), '', ''
+                   from generate_series($1, $2) n)
+                 select pg_notify('oarlock', 'outbox')",
+            )
+            .bind(from)
+            .bind(to)
+            .execute(&pool)
+            .await
+            .expect("the statement is right")
+        }
+    };
+    let invited =
+        |last: i64| move |sandbox: &Sandbox| (1..=last).all(|n| sandbox.slack().invited(&format!("{n}@example.com")));
+    for number in 1..=FIRST {
+        insert(number, number).await;
+        oarlock.sees("each is invited", invited(number)).await;
+    }
+    sqlx::raw_sql("select pg_stat_reset()").execute(oarlock.pool()).await.expect("the statement is right");
+    insert(FIRST + 1, FIRST + BACKLOG).await;
+    oarlock.sees("all are invited", invited(FIRST + BACKLOG)).await;
+    let (through_indexes, _) = read_until_now(&mut oarlock).await;
+    let each = through_indexes / BACKLOG;
+    println!("after a start with empty tables: {each} rows an alert through indexes");
+    assert!(each < 150, "{each} rows were read for each alert");
+}
+
 /// Until a snapshot is let go, Postgres keeps the index entries of all that was planned and claimed since it was taken. Whoever
 /// looks for work from the beginning each time walks over all of them each time.
 #[tokio::test]

@@ -163,7 +163,8 @@ pub async fn claim(
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,
                (select probing from gate) as "probing!", (select paced from gate) as "paced!",
                coalesce((select run_at from left_behind), (select max(run_at) from first_attempt)) as cleared, false as "buried!"
-        from claimed c join outbox o on o.id = c.outbox_id
+        -- Row by row again: planned while there is no alert yet, a join reads them all for each claim once there are.
+        from claimed c cross join lateral (select o.id, o.source, o.alert_id, o.trace_parent from outbox o where o.id = c.outbox_id offset 0) o
         union all
         select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, true from buried b
         "#,
