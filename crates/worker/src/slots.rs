@@ -68,11 +68,15 @@ impl Slots {
 
     /// Comes when there may be room.
     pub async fn have_room(&self) {
-        let freed = if self.are_quick() {
-            self.places.acquire_many(u32::try_from(self.worthwhile()).unwrap_or(u32::MAX)).await
+        let places = if self.are_quick() {
+            self.worthwhile()
         } else {
-            self.slots.acquire().await
+            self.slots.acquire().await.map(drop).expect("nobody closes it");
+            // One for each slot that is taken, and one more: as long as somebody has taken places and not claimed yet, free slots
+            // are spoken for.
+            (self.number + 1 - self.slots.available_permits()).min(self.number)
         };
+        let freed = self.places.acquire_many(u32::try_from(places).unwrap_or(u32::MAX)).await;
         freed.map(drop).expect("nobody closes it");
     }
 
@@ -166,6 +170,18 @@ mod tests {
         let places = slots.places();
         assert_eq!(places.len(), 1, "as many as are free, and none ahead");
         assert_eq!(slots.places().len(), 0, "that one is for whoever has its place");
+    }
+
+    #[tokio::test]
+    async fn while_places_for_all_free_slots_are_taken_there_is_no_room_to_wait_for() {
+        let slots = Slots::new(4, Duration::from_millis(50));
+        let places = slots.places();
+        assert_eq!((places.len(), slots.room()), (4, 0));
+        let mut have_room = std::pin::pin!(slots.have_room());
+        assert!(timeout(Duration::from_millis(20), &mut have_room).await.is_err());
+        drop(places);
+        have_room.await;
+        assert_eq!(slots.room(), 4);
     }
 
     #[tokio::test]
