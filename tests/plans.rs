@@ -77,16 +77,21 @@ async fn read_until_now(oarlock: &mut Oarlock) -> (i64, i64) {
     .expect("the query is right")
 }
 
-#[tokio::test]
-async fn a_large_table_behind_the_work_is_not_read() {
-    let mut oarlock = Settings::default().workers(0).start().await;
-    // What Postgres believes is that the tables are empty, and nobody tells it otherwise.
+/// Postgres knows that the tables are empty (of those it has never looked at it assumes some size), and nobody tells it otherwise
+/// later.
+async fn tables_are_believed_empty(oarlock: &Oarlock) {
     let tables = "outbox, outbox_action, outbox_attempt, subscription, subscription_alert, customer, membership";
     for table in tables.split(", ") {
         let statement = format!("alter table {table} set (autovacuum_enabled = false)");
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.expect("the statement is right");
     }
     sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.expect("the statement is right");
+}
+
+#[tokio::test]
+async fn a_large_table_behind_the_work_is_not_read() {
+    let mut oarlock = Settings::default().workers(0).start().await;
+    tables_are_believed_empty(&oarlock).await;
     let (through_indexes, in_order) = reads_per_alert(&mut oarlock, "before").await;
     println!("empty: {through_indexes} rows an alert through indexes, {in_order} in order");
 
@@ -115,12 +120,7 @@ async fn a_worker_that_started_with_empty_tables_reads_no_more_later() {
     const FIRST: i64 = 20;
     const BACKLOG: i64 = 3_000;
     let mut oarlock = Settings::default().workers(0).without("JIRA").start().await;
-    for table in ["outbox", "outbox_action", "outbox_attempt"] {
-        let statement = format!("alter table {table} set (autovacuum_enabled = false)");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(oarlock.pool()).await.expect("the statement is right");
-    }
-    // It knows how empty they are: of tables it has never looked at it assumes some size.
-    sqlx::raw_sql("vacuum analyze").execute(oarlock.pool()).await.expect("the statement is right");
+    tables_are_believed_empty(&oarlock).await;
     oarlock.start_worker().await;
     let insert = |from: i64, to: i64| {
         let pool = oarlock.pool().clone();

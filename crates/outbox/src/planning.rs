@@ -300,22 +300,27 @@ impl Plan {
         destinations
     }
 
-    /// Marks what may be begun with the plan itself: up to `most` actions that call this destination at once, of each customer the
-    /// first at most, and none that one call is to do together with others.
-    pub fn begin(&mut self, destination: Destination, most: usize) {
+    /// Marks what may be begun with the plan itself: as many actions of each destination as there is `room` for that are due at
+    /// once, of each customer the first at most, and none that one call is to do together with others.
+    pub fn begin(&mut self, mut room: HashMap<Destination, usize>) {
+        if room.values().all(|room| *room == 0) {
+            return;
+        }
         let mut alike: HashMap<(Kind, String), usize> = HashMap::new();
         for (_, action) in self.actions() {
             *alike.entry((action.kind, action.subject.clone())).or_default() += 1;
         }
-        let (mut customers, mut left) = (HashSet::new(), most);
+        let mut served = HashSet::new();
         for alert in &mut self.alerts {
             let Decision::Actions(actions) = &mut alert.decision else { continue };
-            for action in actions.iter_mut().filter(|action| action.kind.destination() == destination) {
-                let is_first = customers.insert(action.subject.clone());
+            for action in actions {
+                let destination = action.kind.destination();
+                let is_first = served.insert((destination, action.subject.clone()));
                 let is_alone = alike.get(&(action.kind, action.subject.clone())) == Some(&1);
-                if left > 0 && is_first && is_alone && action.due_at.is_none() {
+                let Some(room) = room.get_mut(&destination).filter(|room| **room > 0) else { continue };
+                if is_first && is_alone && action.due_at.is_none() {
                     action.begins = true;
-                    left -= 1;
+                    *room -= 1;
                 }
             }
         }

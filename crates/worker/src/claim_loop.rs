@@ -45,11 +45,17 @@ pub struct Loop {
     pub poll_interval: Duration,
     pub shutdown_grace: Duration,
     pub shutdown: CancellationToken,
+    pub state: State,
+}
+
+/// How far a loop is.
+#[derive(Debug, Default)]
+pub struct State {
+    running: TaskTracker,
     /// Cancelled when what still runs is to be handed back.
-    pub hand_back: CancellationToken,
-    pub running: TaskTracker,
+    hand_back: CancellationToken,
     /// Nothing that is due was left when it was looked for last.
-    pub caught_up: AtomicBool,
+    caught_up: AtomicBool,
 }
 
 /// A result on its way to the recorder, with the slot of its call if there was one: it keeps that until it is written.
@@ -73,7 +79,7 @@ impl Loop {
                         self.note_buried(&buried);
                         // There may be more, or some that lie before what there is no more of.
                         let more = claims.len() == room || claims.is_empty() && from.is_some();
-                        self.caught_up.store(!more, Ordering::Relaxed);
+                        self.state.caught_up.store(!more, Ordering::Relaxed);
                         self.start(when, claims, places);
                         if more && self.slots.room() > 0 {
                             continue;
@@ -101,33 +107,33 @@ impl Loop {
                 () = tokio::time::sleep(wait), if !is_full => {}
             }
         }
-        self.running.close();
-        if tokio::time::timeout(self.shutdown_grace, self.running.wait()).await.is_err() {
+        self.state.running.close();
+        if tokio::time::timeout(self.shutdown_grace, self.state.running.wait()).await.is_err() {
             tracing::warn!(
                 destination = self.destination.as_str(),
                 "shutdown_grace is over: handing back what still runs"
             );
-            self.hand_back.cancel();
-            self.running.wait().await;
+            self.state.hand_back.cancel();
+            self.state.running.wait().await;
         }
     }
 
     /// Places for what is planned in this moment; none if something older is due, or may be.
     pub fn places_for_new(&self) -> Vec<Place> {
-        let is_idle = self.caught_up.load(Ordering::Relaxed) && !self.shutdown.is_cancelled();
+        let is_idle = self.state.caught_up.load(Ordering::Relaxed) && !self.shutdown.is_cancelled();
         if is_idle { self.slots.places() } else { Vec::new() }
     }
 
     /// There is more to do than was taken.
     pub fn wake(&self) {
-        self.caught_up.store(false, Ordering::Relaxed);
+        self.state.caught_up.store(false, Ordering::Relaxed);
         self.bells.of(self.destination).notify_one();
     }
 
     /// Runs what was claimed; the leases count from `when` at the latest, and there are as many places at least.
     pub fn start(self: &Arc<Self>, when: Instant, claims: Vec<Claim>, places: Vec<Place>) {
         for (claim, place) in claims.into_iter().zip(places) {
-            self.running.spawn(Arc::clone(self).run_one(claim, when, place));
+            self.state.running.spawn(Arc::clone(self).run_one(claim, when, place));
         }
     }
 
@@ -179,7 +185,7 @@ impl Loop {
         async {
             let ended = tokio::select! {
                 ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
-                () = self.hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
+                () = self.state.hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
             };
             if let Some(finished) = self.finish(claim, ended).await {
                 self.record(finished, Some(slot)).await;

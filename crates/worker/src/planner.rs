@@ -29,123 +29,123 @@ pub struct Planner {
     pub bells: Arc<Bells>,
     /// Who runs what is planned.
     pub loops: Vec<Arc<Loop>>,
+    /// How it is claimed.
     pub terms: Terms,
     pub poll_interval: Duration,
 }
 
-/// Plans until the token is cancelled.
-pub async fn run(planner: Planner, shutdown: CancellationToken) {
-    let Planner { pool, policy, bells, loops, terms, poll_interval } = planner;
-    let mut patience = Patience::default();
-    let mut bookmark = Bookmark::new(poll_interval);
-    while !shutdown.is_cancelled() {
-        let after = bookmark.open();
-        let wait = match plan_batch(&pool, &policy, &loops, &terms, after).await {
-            Ok(last) => {
-                patience.reset();
-                bookmark.put(last);
-                // There may be more, or some that were committed later than ones that came after them. (What came meanwhile has rung.)
-                if last.is_some() || after.is_some() {
-                    continue;
+impl Planner {
+    /// Plans until the token is cancelled.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut patience = Patience::default();
+        let mut bookmark = Bookmark::new(self.poll_interval);
+        while !shutdown.is_cancelled() {
+            let after = bookmark.open();
+            let wait = match self.plan_batch(after).await {
+                Ok(last) => {
+                    patience.reset();
+                    bookmark.put(last);
+                    // There may be more, or some that were committed later than ones that came after them. (What came meanwhile has rung.)
+                    if last.is_some() || after.is_some() {
+                        continue;
+                    }
+                    self.poll_interval
                 }
-                poll_interval
-            }
-            Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
-            Err(error) if is_about_the_data(&error) => {
-                tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
-                match plan_one(&pool, &policy, &loops, &terms).await {
-                    Ok(()) => continue,
-                    Err(error) => warn(&error, &mut patience),
+                Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
+                Err(error) if is_about_the_data(&error) => {
+                    tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
+                    match self.plan_one().await {
+                        Ok(()) => continue,
+                        Err(error) => warn(&error, &mut patience),
+                    }
                 }
+                Err(error) => warn(&error, &mut patience),
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.bells.planner.notified() => {}
+                () = tokio::time::sleep(wait) => {}
             }
-            Err(error) => warn(&error, &mut patience),
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = bells.planner.notified() => {}
-            () = tokio::time::sleep(wait) => {}
         }
+    }
+
+    /// Plans the oldest alerts after one of them; returns the last one of a full batch, after which there may be more.
+    async fn plan_batch(&self, after: Option<Uuid>) -> Result<Option<Uuid>, sqlx::Error> {
+        let Some(batch) = planning::take(&self.pool, BATCH, after).await? else { return Ok(None) };
+        let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
+        self.commit(batch).await?;
+        tracing::debug!(alerts, "planned");
+        Ok(last.filter(|_| alerts == BATCH))
+    }
+
+    /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
+    async fn plan_one(&self) -> Result<(), sqlx::Error> {
+        let Some(batch) = planning::take(&self.pool, 1, None).await? else { return Ok(()) };
+        let alert = batch.alerts[0].clone();
+        match self.commit(batch).await {
+            Err(error) if is_about_the_data(&error) => {
+                tracing::error!(
+                    alert_id = alert.alert_id,
+                    source = alert.source.as_str(),
+                    "an alert cannot be planned"
+                );
+                planning::bury(&self.pool, alert.id, &format!("failed to plan it: {error}")).await
+            }
+            result => result,
+        }
+    }
+
+    /// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
+    async fn commit(&self, mut batch: Batch) -> Result<(), sqlx::Error> {
+        // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
+        let is_seen = tracing::enabled!(Level::DEBUG);
+        let spans: Vec<Span> = batch
+            .alerts
+            .iter()
+            .zip(&batch.traces)
+            .filter(|_| is_seen)
+            .map(|(alert, place)| {
+                let opening = Opening::after(*place);
+                let span = tracing::debug_span!(
+                    "plan",
+                    alert.id = alert.alert_id,
+                    alert.source = alert.source.as_str(),
+                    outbox_id = %alert.id,
+                    trace_id = opening.trace_id(),
+                    otel.kind = Empty,
+                );
+                opening.open(&span, Role::Consumer);
+                span
+            })
+            .collect();
+        let mut plan = plan::plan(&batch.alerts, &batch.known, &self.policy, batch.now);
+        let (planned, mut offered) = (plan.destinations(), Vec::new());
+        for claim_loop in &self.loops {
+            if let Some(actions) = planned.get(&claim_loop.destination) {
+                offered.push((claim_loop, *actions, claim_loop.places_for_new()));
+            }
+        }
+        plan.begin(offered.iter().map(|(claim_loop, _, places)| (claim_loop.destination, places.len())).collect());
+        let when = Instant::now();
+        let mut claims = batch.write(&plan, &self.terms).await?;
+        batch.commit().await?;
+        for span in &spans {
+            tracing::debug!(parent: span, "planned");
+        }
+        for (claim_loop, actions, places) in offered {
+            let (begun, others) =
+                claims.into_iter().partition(|claim| claim.kind.destination() == claim_loop.destination);
+            claims = others;
+            if Vec::len(&begun) < actions {
+                claim_loop.wake();
+            }
+            claim_loop.start(when, begun, places);
+        }
+        Ok(())
     }
 }
 
 fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
     tracing::warn!(error = error as &dyn std::error::Error, "the planner waits for the database");
     patience.delay()
-}
-
-/// Plans the oldest alerts after one of them; returns the last one of a full batch, after which there may be more.
-async fn plan_batch(
-    pool: &PgPool,
-    policy: &Policy,
-    loops: &[Arc<Loop>],
-    terms: &Terms,
-    after: Option<Uuid>,
-) -> Result<Option<Uuid>, sqlx::Error> {
-    let Some(batch) = planning::take(pool, BATCH, after).await? else { return Ok(None) };
-    let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
-    commit(batch, policy, loops, terms).await?;
-    tracing::debug!(alerts, "planned");
-    Ok(last.filter(|_| alerts == BATCH))
-}
-
-/// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
-async fn plan_one(pool: &PgPool, policy: &Policy, loops: &[Arc<Loop>], terms: &Terms) -> Result<(), sqlx::Error> {
-    let Some(batch) = planning::take(pool, 1, None).await? else { return Ok(()) };
-    let alert = batch.alerts[0].clone();
-    match commit(batch, policy, loops, terms).await {
-        Err(error) if is_about_the_data(&error) => {
-            tracing::error!(alert_id = alert.alert_id, source = alert.source.as_str(), "an alert cannot be planned");
-            planning::bury(pool, alert.id, &format!("failed to plan it: {error}")).await
-        }
-        result => result,
-    }
-}
-
-/// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
-async fn commit(mut batch: Batch, policy: &Policy, loops: &[Arc<Loop>], terms: &Terms) -> Result<(), sqlx::Error> {
-    // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
-    let is_seen = tracing::enabled!(Level::DEBUG);
-    let spans: Vec<Span> = batch
-        .alerts
-        .iter()
-        .zip(&batch.traces)
-        .filter(|_| is_seen)
-        .map(|(alert, place)| {
-            let opening = Opening::after(*place);
-            let span = tracing::debug_span!(
-                "plan",
-                alert.id = alert.alert_id,
-                alert.source = alert.source.as_str(),
-                outbox_id = %alert.id,
-                trace_id = opening.trace_id(),
-                otel.kind = Empty,
-            );
-            opening.open(&span, Role::Consumer);
-            span
-        })
-        .collect();
-    let mut plan = plan::plan(&batch.alerts, &batch.known, policy, batch.now);
-    let (planned, mut offered) = (plan.destinations(), Vec::new());
-    for claim_loop in loops {
-        if let Some(actions) = planned.get(&claim_loop.destination) {
-            let places = claim_loop.places_for_new();
-            plan.begin(claim_loop.destination, places.len());
-            offered.push((claim_loop, *actions, places));
-        }
-    }
-    let when = Instant::now();
-    let mut claims = batch.write(&plan, terms).await?;
-    batch.commit().await?;
-    for span in &spans {
-        tracing::debug!(parent: span, "planned");
-    }
-    for (claim_loop, actions, places) in offered {
-        let (begun, others) = claims.into_iter().partition(|claim| claim.kind.destination() == claim_loop.destination);
-        claims = others;
-        if Vec::len(&begun) < actions {
-            claim_loop.wake();
-        }
-        claim_loop.start(when, begun, places);
-    }
-    Ok(())
 }

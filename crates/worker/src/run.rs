@@ -1,7 +1,6 @@
 //! Everything is started, and stopped in the order in which it depends on each other.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,10 +13,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::act::Vendors;
-use crate::claim_loop::Loop;
+use crate::claim_loop::{Loop, State};
 use crate::judge::Limits;
 use crate::memberships;
 use crate::metrics::Metrics;
@@ -26,7 +24,7 @@ use crate::planner::Planner;
 use crate::retry::Schedule;
 use crate::slots::Slots;
 use crate::wake::{self, Bells};
-use crate::{housekeeping, planner, recorder};
+use crate::{housekeeping, recorder};
 
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
@@ -97,9 +95,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
             poll_interval: settings.poll_interval,
             shutdown_grace: settings.shutdown_grace,
             shutdown: shutdown.clone(),
-            hand_back: CancellationToken::new(),
-            running: TaskTracker::new(),
-            caught_up: AtomicBool::default(),
+            state: State::default(),
         });
         loops.spawn(Arc::clone(&claim_loop).run());
         claim_loops.push(claim_loop);
@@ -112,7 +108,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         terms,
         poll_interval: settings.poll_interval,
     };
-    loops.spawn(planner::run(planner, shutdown.clone()));
+    loops.spawn(planner.run(shutdown.clone()));
     // The recorder ends when the last loop has let go of its sender.
     drop(results);
     let recorder =

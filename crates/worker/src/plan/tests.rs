@@ -264,8 +264,7 @@ fn of_each_customer_the_first_action_begins_at_once_if_it_is_alone() {
             ],
             ..Plan::default()
         };
-        plan.begin(Destination::Jira, most);
-        plan.begin(Destination::Slack, 10);
+        plan.begin([(Destination::Jira, most), (Destination::Slack, 10)].into());
         let actions = plan.alerts.into_iter().flat_map(|alert| match alert.decision {
             Decision::Actions(actions) => actions,
             Decision::Ignored | Decision::Dead(_) => Vec::new(),
