@@ -38,6 +38,7 @@ pub struct PgPool {
 #[derive(Debug)]
 struct Way {
     through_pooler: bool,
+    first: Option<&'static str>,
     /// A statement failed then because of where its connection leads: what was connected before is not to be used again.
     given_up: watch::Sender<Option<Instant>>,
 }
@@ -62,39 +63,17 @@ impl PgPool {
     pub fn connect_lazy(max_connections: u32, options: PgConnectOptions, first: Option<&'static str>) -> Self {
         let url = options.to_url_lossy();
         let through_pooler = url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0");
-        let way = Arc::new(Way { through_pooler, given_up: watch::Sender::default() });
-        let (acquiring, releasing) = (Arc::clone(&way), Arc::clone(&way));
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    refuse_standby(connection).await?;
-                    match first.filter(|_| !through_pooler) {
-                        Some(first) => connection.execute(first).await.map(drop),
-                        None => Ok(()),
-                    }
-                })
-            })
-            // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
-            // not asked: that would double the round trips of a busy program.
-            .test_before_acquire(false)
-            .before_acquire(move |connection, state| {
-                let is_good = acquiring.is_good(&state);
-                Box::pin(async move {
-                    if is_good && state.idle_for > UNASKED {
-                        connection.ping().await?;
-                    }
-                    Ok(is_good)
-                })
-            })
-            .after_release(move |_, state| {
-                let is_good = releasing.is_good(&state);
-                Box::pin(async move { Ok(is_good) })
-            })
-            .idle_timeout(Duration::from_secs(600))
-            .connect_lazy_with(options);
-        Self { pool, way }
+        let first = first.filter(|_| !through_pooler);
+        let way = Arc::new(Way { through_pooler, first, given_up: watch::Sender::default() });
+        Self { pool: way.connect_lazy(max_connections, options), way }
+    }
+
+    /// As many connections more of the same kind, in a pool of their own: a connection belongs to the thread it was made in, and
+    /// each answer that is waited for in another costs a wake-up. Where they lead is learnt by all of them together.
+    #[must_use]
+    pub fn apart(&self, max_connections: u32) -> Self {
+        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        Self { pool: self.way.connect_lazy(max_connections, options), way: Arc::clone(&self.way) }
     }
 
     /// For what outlasts a statement, such as LISTEN; none through a pooler.
@@ -140,6 +119,41 @@ impl PgPool {
 }
 
 impl Way {
+    fn connect_lazy(self: &Arc<Self>, max_connections: u32, options: PgConnectOptions) -> sqlx::PgPool {
+        let first = self.first;
+        let (acquiring, releasing) = (Arc::clone(self), Arc::clone(self));
+        PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    refuse_standby(connection).await?;
+                    match first {
+                        Some(first) => connection.execute(first).await.map(drop),
+                        None => Ok(()),
+                    }
+                })
+            })
+            // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
+            // not asked: that would double the round trips of a busy program.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, state| {
+                let is_good = acquiring.is_good(&state);
+                Box::pin(async move {
+                    if is_good && state.idle_for > UNASKED {
+                        connection.ping().await?;
+                    }
+                    Ok(is_good)
+                })
+            })
+            .after_release(move |_, state| {
+                let is_good = releasing.is_good(&state);
+                Box::pin(async move { Ok(is_good) })
+            })
+            .idle_timeout(Duration::from_secs(600))
+            .connect_lazy_with(options)
+    }
+
     fn note(&self, error: &Error) {
         if is_connection_lost(error) {
             self.given_up.send_replace(Some(Instant::now()));

@@ -1,40 +1,57 @@
 //! Verified alerts are committed, many at a time.
 //!
-//! Group commit: while commits are under way the next batch gathers, so a lone alert waits for nothing and a burst shares the
-//! cost of reaching the disk. Committers take turns: with one alone, everybody waits while it waits for the disk. The queue
-//! is bounded, in alerts and in bytes; what does not fit is refused at once.
+//! Group commit: while a commit is under way the next batch gathers, so a lone alert waits for nothing and a burst shares the
+//! cost of reaching the disk. Each thread of the webhook has a queue, a committer and a connection of its own: no alert waits
+//! for another thread to wake up, and while one thread's commit waits for the disk the others go on. Queues are bounded, in
+//! alerts and all together in bytes; what does not fit is refused at once.
 
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use actix_web::rt;
 use oarlock_outbox::pool::Connection;
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::signature::Verified;
 
-/// Alerts that may wait. At 1,000 commits a second of 256 alerts each this is a few milliseconds' worth.
+/// Alerts that may wait in a thread. At 1,000 commits a second of 256 alerts each this is a few milliseconds' worth.
 const QUEUE: usize = 1024;
-/// Commits that may be under way at once.
-const COMMITTERS: usize = 2;
-/// Kilobytes that may wait or be under way.
+/// Kilobytes that may wait or be under way, in all threads together.
 const ROOM_KB: usize = 16 * 1024;
 /// Alerts in one statement.
 const BATCH: usize = 256;
 /// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The way into the outbox.
+/// A thread's way into the outbox.
 #[derive(Debug)]
 pub struct Intake {
     queue: mpsc::Sender<Waiting>,
+    common: Common,
+}
+
+/// What the intakes of all threads have in common.
+#[derive(Debug, Clone)]
+pub struct Common {
     room: Arc<Semaphore>,
+    commits_under_way: Arc<AtomicUsize>,
+    news: watch::Sender<()>,
+}
+
+impl Common {
+    /// The task wakes the workers, and ends when the last intake has.
+    pub fn new(pool: PgPool) -> (Self, JoinHandle<()>) {
+        let (news, told) = watch::channel(());
+        let waking = tokio::spawn(wake_workers(pool, told));
+        (Self { room: Arc::new(Semaphore::new(ROOM_KB)), commits_under_way: Arc::default(), news }, waking)
+    }
 }
 
 /// Why an alert was not stored; Paddle may send it again.
@@ -56,19 +73,11 @@ struct Waiting {
 }
 
 impl Intake {
-    /// Starts the committers. They end when the intake is dropped and what was queued is written.
-    pub fn start(pool: PgPool) -> (Self, JoinSet<()>) {
+    /// Starts the committer of the thread that this is called in. It uses one connection of the pool, and ends after the intake.
+    pub fn start(pool: PgPool, common: Common) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let intake = Self { queue, room: Arc::new(Semaphore::new(ROOM_KB)) };
-        let (news, told) = watch::channel(());
-        let waiting = Arc::new(Mutex::new(waiting));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(wake_workers(pool.clone(), told));
-        let under_way = Arc::new(AtomicUsize::new(0));
-        for _ in 0..COMMITTERS {
-            tasks.spawn(commit_batches(pool.clone(), Arc::clone(&waiting), Arc::clone(&under_way), news.clone()));
-        }
-        (intake, tasks)
+        rt::spawn(commit_batches(pool, waiting, common.clone()));
+        Self { queue, common }
     }
 
     /// Stores an alert with its place in a trace; the answer comes after the commit.
@@ -81,30 +90,25 @@ impl Intake {
         // One that is larger than all the room there is may have it to itself.
         let kilobytes = (alert.body.len() * 3 / 1024 + 1).min(ROOM_KB);
         let kilobytes = u32::try_from(kilobytes).expect("at most the room");
-        let room = Arc::clone(&self.room).try_acquire_many_owned(kilobytes).map_err(|_| Unavailable::Full)?;
+        let room = Arc::clone(&self.common.room).try_acquire_many_owned(kilobytes).map_err(|_| Unavailable::Full)?;
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { alert, answer, _room: room }).map_err(|_| Unavailable::Full)?;
         answered.await.unwrap_or(Err(Unavailable::Database))
     }
 }
 
-async fn commit_batches(
-    pool: PgPool,
-    waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>,
-    under_way: Arc<AtomicUsize>,
-    news: watch::Sender<()>,
-) {
+async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, common: Common) {
+    let Common { commits_under_way, news, .. } = common;
     let mut batch = Vec::with_capacity(BATCH);
-    // Whoever has the queue waits for alerts and takes all there are; the others are at the database or wait for the queue.
-    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+    while waiting.recv_many(&mut batch, BATCH).await > 0 {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
         batch.retain(|waiting| !waiting.answer.is_closed());
         if !batch.is_empty() {
             // A commit by itself wakes the workers itself, which is quickest. One of many leaves that to whoever tells once for
             // all of them, or each would wait for the one before it to be on disk.
-            let tell = if under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
+            let tell = if commits_under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
             let is_news = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
-            under_way.fetch_sub(1, Ordering::Relaxed);
+            commits_under_way.fetch_sub(1, Ordering::Relaxed);
             if is_news {
                 news.send_replace(());
             }

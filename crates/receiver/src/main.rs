@@ -29,7 +29,7 @@ enum Command {
     Health,
 }
 
-// One thread for the commits and the admin listener; the webhook's own threads are started by its server.
+// One thread for the admin listener and what is done now and then; the webhook's own threads are started by its server.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();

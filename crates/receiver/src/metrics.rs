@@ -44,7 +44,8 @@ impl Outcome {
     }
 }
 
-#[derive(Debug)]
+/// Clones count together.
+#[derive(Debug, Clone)]
 pub struct Metrics {
     alerts: IntCounterVec,
     ack: Histogram,

@@ -1,17 +1,20 @@
 //! The listeners are opened, served and closed.
 
 use std::net::TcpListener;
+use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use anyhow::Context;
-use oarlock_service::config::ReceiverConfig;
+use oarlock_service::config::{Database, ReceiverConfig};
 use oarlock_service::{admin, database};
 use tokio_util::sync::CancellationToken;
 
-use crate::intake::Intake;
+use crate::intake::{Common, Intake};
 use crate::metrics::Metrics;
 use crate::request;
 use crate::signature::Verifier;
@@ -22,6 +25,17 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may stay open without a request.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How many threads serve the webhook: one for each core, each with a connection of its own. With two at least one thread's
+/// requests are verified while another's commit waits for the disk; with more than four each would only commit less at once.
+const THREADS: RangeInclusive<usize> = 2..=4;
+
+/// One connection is left for the rest: readiness, migrations, waking the workers.
+fn threads(max_connections: u32) -> u32 {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.clamp(*THREADS.start(), *THREADS.end());
+    u32::try_from(threads).expect("a few").min(max_connections - 1)
+}
 
 /// A receiver that is configured and has not started.
 #[derive(Debug)]
@@ -49,7 +63,9 @@ impl Receiver {
             );
         }
 
-        let pool = database::pool(&config.database, "oarlock-receiver");
+        let threads = threads(config.database.max_connections);
+        let max_connections = config.database.max_connections - threads;
+        let pool = database::pool(&Database { max_connections, ..config.database.clone() }, "oarlock-receiver");
         if config.database.migrate {
             tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
         }
@@ -59,19 +75,19 @@ impl Receiver {
         let stopped = CancellationToken::new();
         let admin = tokio::spawn(admin::serve(admin_listener, pool.clone(), registry, || async {}, stopped.clone()));
 
-        let (intake, mut committers) = Intake::start(pool);
-        let state = web::Data::from(Arc::new(Webhook {
-            verifier,
-            intake,
-            metrics,
-            max_body_bytes: config.max_body_bytes,
-            ack_timeout: config.ack_timeout,
-        }));
+        let (common, waking) = Common::new(pool.clone());
+        let verifier = Arc::new(verifier);
         let path = config.path.clone();
-        let app_state = state.clone();
         let server = HttpServer::new(move || {
+            let webhook = Webhook {
+                verifier: Arc::clone(&verifier),
+                intake: Intake::start(pool.apart(1), common.clone()),
+                metrics: metrics.clone(),
+                max_body_bytes: config.max_body_bytes,
+                ack_timeout: config.ack_timeout,
+            };
             App::new()
-                .app_data(app_state.clone())
+                .app_data(web::Data::new(webhook))
                 .service(
                     web::resource(&path)
                         .route(web::post().to(webhook::receive))
@@ -80,6 +96,7 @@ impl Receiver {
                 .default_service(web::to(webhook::wrong_path))
                 .wrap(from_fn(request::in_its_span))
         })
+        .workers(threads as usize)
         .keep_alive(KEEP_ALIVE)
         .shutdown_timeout(STOP_TIMEOUT.as_secs())
         .disable_signals()
@@ -95,11 +112,8 @@ impl Receiver {
         });
         server.await.context("the webhook's server failed")?;
         stopper.abort();
-        // The last sender of the queue goes with the state; the committers write what is queued and end.
-        drop(state);
-        while let Some(ended) = committers.join_next().await {
-            ended.context("a committer failed")?;
-        }
+        // Each request has had its answer; of what was stored for the last ones the workers are still told.
+        waking.await.context("waking the workers failed")?;
         stopped.cancel();
         admin.await.context("the admin listener failed")?;
         tracing::info!("the receiver has stopped");

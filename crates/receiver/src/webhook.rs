@@ -3,6 +3,7 @@
 //! Paddle takes 200 alone for delivered and sends anything else again, so 200 is said only after the commit. An answer's
 //! body says nothing about what is inside: for some kinds of webhook Paddle mails it to the buyer.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use actix_web::http::{StatusCode, header};
@@ -17,10 +18,10 @@ use crate::intake::{Intake, Unavailable};
 use crate::metrics::{Metrics, Outcome};
 use crate::signature::{Refusal, Verifier};
 
-/// What a request needs.
+/// What the requests of a thread need.
 #[derive(Debug)]
 pub struct Webhook {
-    pub verifier: Verifier,
+    pub verifier: Arc<Verifier>,
     pub intake: Intake,
     pub metrics: Metrics,
     pub max_body_bytes: usize,
