@@ -17,7 +17,7 @@ use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::signature::Verified;
 
@@ -27,6 +27,8 @@ const QUEUE: usize = 1024;
 const ROOM_KB: usize = 16 * 1024;
 /// Alerts in one statement.
 const BATCH: usize = 256;
+/// Between two notifications of the workers; whose alert is committed by itself is told of in that commit.
+const BETWEEN_NOTIFICATIONS: Duration = Duration::from_millis(2);
 /// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -116,13 +118,15 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
     }
 }
 
-/// Tells the workers that there is news, beside the commits: once for however many there were meanwhile.
+/// Tells the workers that there is news, beside the commits: once for however many there were meanwhile. In a burst there always
+/// are some, and a notification is a transaction like theirs: so it waits for a few more of them.
 async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
     while news.changed().await.is_ok() {
         if let Err(error) = store::notify(&pool).await {
             let error = &error as &dyn std::error::Error;
             tracing::debug!(error, "failed to wake the workers; they look by themselves");
         }
+        sleep(BETWEEN_NOTIFICATIONS).await;
     }
 }
 
