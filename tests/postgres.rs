@@ -164,6 +164,31 @@ async fn times_without_writes_are_waited_for() {
     all_done_once(&oarlock, &load.stops().await).await;
 }
 
+/// With two as well as with enough for what likes a connection of its own.
+#[tokio::test]
+async fn no_program_uses_more_connections_than_it_may() {
+    for may in [2, 5] {
+        let settings = Settings::default().set("OARLOCK_DATABASE__MAX_CONNECTIONS", may.to_string());
+        let oarlock = settings.start().await;
+        let load = load(&oarlock);
+        for _ in 0..10 {
+            load.goes_on(20).await;
+            let most: i64 = sqlx::query_scalar(
+                "select coalesce(max(used), 0)
+                 from (select count(*) as used from pg_stat_activity
+                       where datname = current_database() and application_name like 'oarlock-%' group by application_name) program",
+            )
+            .fetch_one(oarlock.pool())
+            .await
+            .expect("the query is right");
+            assert!((2..=may).contains(&most), "{most} connections, and {may} are allowed");
+        }
+        let told = load.stops().await;
+        assert!(told.refused.is_empty(), "{}", told.summary());
+        all_done_once(&oarlock, &told).await;
+    }
+}
+
 #[tokio::test]
 async fn a_full_connection_table_is_waited_for() {
     let cluster = Cluster::start(&["max_connections=30"]).await;

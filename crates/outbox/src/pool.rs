@@ -68,8 +68,8 @@ impl PgPool {
         Self { pool: way.connect_lazy(max_connections, options), way }
     }
 
-    /// As many connections more of the same kind, in a pool of their own: a connection belongs to the thread it was made in, and
-    /// each answer that is waited for in another costs a wake-up. Where they lead is learnt by all of them together.
+    /// Connections of the same kind, in a pool of their own: for a thread, since a connection belongs to the one it was made in and
+    /// to wait for it in another costs a wake-up; or for one purpose. Where they lead is learnt by all of them together.
     #[must_use]
     pub fn apart(&self, max_connections: u32) -> Self {
         let options = PgConnectOptions::clone(&self.pool.connect_options());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use oarlock_outbox::claim::Terms;
 use oarlock_outbox::{Destination, PgPool, ledger};
-use oarlock_service::config::WorkerConfig;
+use oarlock_service::config::{Database, WorkerConfig};
 use oarlock_service::database::Patience;
 use oarlock_service::{admin, database};
 use tokio::net::TcpListener;
@@ -29,6 +29,12 @@ use crate::{housekeeping, recorder};
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
 
+/// Connections with one purpose each: planning, and recording.
+const OWN_CONNECTIONS: u32 = 2;
+
+/// How many there should be for everything else, the one that listens included; with fewer all share all.
+const SHARED_CONNECTIONS: u32 = 3;
+
 /// How long a claim may wait for its slot.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -49,7 +55,13 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tracing::warn!("neither [jira] nor [slack] is configured: no action will be planned");
     }
 
-    let pool = database::pool_with(&config.database, "oarlock-worker", Some(oarlock_outbox::BY_INDEX));
+    let max_connections = config.database.max_connections;
+    let is_roomy = max_connections >= OWN_CONNECTIONS + SHARED_CONNECTIONS;
+    let max_connections = max_connections - if is_roomy { OWN_CONNECTIONS } else { 0 };
+    let shared = Database { max_connections, ..config.database.clone() };
+    let pool = database::pool_with(&shared, "oarlock-worker", Some(oarlock_outbox::BY_INDEX));
+    // A statement is slow the first time on each connection: what has one of its own is slow once.
+    let own = || if is_roomy { pool.apart(1) } else { pool.clone() };
     if config.database.migrate {
         tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
     }
@@ -101,7 +113,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         claim_loops.push(claim_loop);
     }
     let planner = Planner {
-        pool: pool.clone(),
+        pool: own(),
         policy,
         bells: Arc::clone(&bells),
         loops: claim_loops,
@@ -112,7 +124,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     // The recorder ends when the last loop has let go of its sender.
     drop(results);
     let recorder =
-        tokio::spawn(recorder::run(pool.clone(), finished, Arc::clone(&bells), Arc::clone(&metrics), shutdown.clone()));
+        tokio::spawn(recorder::run(own(), finished, Arc::clone(&bells), Arc::clone(&metrics), shutdown.clone()));
     let listening = {
         let (pool, bells, shutdown) = (pool.clone(), Arc::clone(&bells), shutdown.clone());
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
