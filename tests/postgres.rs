@@ -164,6 +164,23 @@ async fn times_without_writes_are_waited_for() {
     all_done_once(&oarlock, &load.stops().await).await;
 }
 
+/// The way to Postgres falls silent while nothing is asked: there is no error, and no end to wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_way_that_falls_silent_behind_an_answer_is_left() {
+    let cluster = Cluster::start(&[]).await;
+    let switch = Switch::to(cluster.address()).await;
+    // With two connections one thread has all the alerts.
+    let settings = settings().set("OARLOCK_DATABASE__MAX_CONNECTIONS", "2");
+    let oarlock = settings.start_on(database_behind(&switch).await).await;
+    switch.falls_silent_after("the last word");
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN).field("passthrough", "the last word")).await;
+    // Longer than a connection is used unasked.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let load = load(&oarlock);
+    load.goes_on(50).await;
+    assert!(load.stops().await.broken.is_empty());
+}
+
 /// With two as well as with enough for what likes a connection of its own.
 #[tokio::test]
 async fn no_program_uses_more_connections_than_it_may() {

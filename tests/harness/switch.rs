@@ -1,9 +1,10 @@
 //! A TCP forwarder in the place of a load balancer or a floating address: it leads to one server, until it is switched.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -13,6 +14,8 @@ use tokio::task::JoinHandle;
 pub struct Switch {
     address: SocketAddr,
     target: Arc<Mutex<SocketAddr>>,
+    /// Whoever sends this gets the answer to it, and then nothing more.
+    last_word: Arc<Mutex<Option<&'static str>>>,
     /// What was connected before the newest cut is to end.
     cuts: watch::Sender<()>,
     accepting: JoinHandle<()>,
@@ -23,25 +26,26 @@ impl Switch {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("it listens");
         let target = Arc::new(Mutex::new(target));
+        let last_word = Arc::default();
         let cuts = watch::Sender::new(());
         let accepting = tokio::spawn({
-            let (target, cuts) = (Arc::clone(&target), cuts.clone());
+            let (target, last_word, cuts) = (Arc::clone(&target), Arc::clone(&last_word), cuts.clone());
             async move {
-                while let Ok((mut from, _)) = listener.accept().await {
+                while let Ok((from, _)) = listener.accept().await {
                     let target = *target.lock().expect("nobody panics with it");
-                    let mut cut = cuts.subscribe();
+                    let (last_word, mut cut) = (Arc::clone(&last_word), cuts.subscribe());
                     tokio::spawn(async move {
                         // Whoever cannot be led on is hung up on, as by a load balancer without a server.
-                        let Ok(mut to) = TcpStream::connect(target).await else { return };
+                        let Ok(to) = TcpStream::connect(target).await else { return };
                         tokio::select! {
-                            _ = copy_bidirectional(&mut from, &mut to) => {}
+                            _ = forward(from, to, &last_word) => {}
                             _ = cut.changed() => {}
                         }
                     });
                 }
             }
         });
-        Self { address, target, cuts, accepting }
+        Self { address, target, last_word, cuts, accepting }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -53,9 +57,41 @@ impl Switch {
         *self.target.lock().expect("nobody panics with it") = target;
     }
 
+    /// The connection over which this is sent falls silent behind the answer, and stays open.
+    pub fn falls_silent_after(&self, word: &'static str) {
+        *self.last_word.lock().expect("nobody panics with it") = Some(word);
+    }
+
     /// Cuts all connections.
     pub fn cuts(&self) {
         self.cuts.send_replace(());
+    }
+}
+
+/// Forwards both ways until one side hangs up.
+async fn forward(mut from: TcpStream, mut to: TcpStream, last_word: &Mutex<Option<&'static str>>) -> io::Result<()> {
+    let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut was_last = false;
+    loop {
+        tokio::select! {
+            read = from.read(&mut asked) => match read? {
+                0 => return Ok(()),
+                length => {
+                    let word = last_word.lock().expect("nobody panics with it").map(str::as_bytes);
+                    was_last |= word.is_some_and(|word| asked[..length].windows(word.len()).any(|part| part == word));
+                    to.write_all(&asked[..length]).await?;
+                }
+            },
+            read = to.read(&mut answered) => match read? {
+                0 => return Ok(()),
+                length => {
+                    from.write_all(&answered[..length]).await?;
+                    if was_last {
+                        pending::<()>().await;
+                    }
+                }
+            },
+        }
     }
 }
 

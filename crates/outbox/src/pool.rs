@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, Stream};
 use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
-use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::is_connection_lost;
 
@@ -26,6 +27,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may have been idle and still be used unasked.
 const UNASKED: Duration = Duration::from_secs(1);
+
+/// How long a connection is used, as sqlx's pool has it as well.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// Connections, made when they are needed: a database that is away fails statements, not the start.
 #[derive(Debug, Clone)]
@@ -54,6 +58,18 @@ enum Inner {
     InTransaction(sqlx::Transaction<'static, Postgres>),
 }
 
+/// A connection that is kept from one use to the next, as long as it is good.
+///
+/// Given back it would be asked each time whether it is alive: a round trip before the next use, and, if the way there falls
+/// silent meanwhile, one without an end, that leaves a pool of one without any.
+#[derive(Debug)]
+pub struct Kept {
+    pool: PgPool,
+    connection: Option<Connection>,
+    since: Instant,
+    used: Instant,
+}
+
 /// A transaction, which is rolled back when it is dropped.
 #[derive(Debug)]
 pub struct Transaction(Connection);
@@ -74,6 +90,12 @@ impl PgPool {
     pub fn apart(&self, max_connections: u32) -> Self {
         let options = PgConnectOptions::clone(&self.pool.connect_options());
         Self { pool: self.way.connect_lazy(max_connections, options), way: Arc::clone(&self.way) }
+    }
+
+    /// One of its connections, made when it is first used.
+    pub fn keep(self) -> Kept {
+        let now = Instant::now();
+        Kept { pool: self, connection: None, since: now, used: now }
     }
 
     /// For what outlasts a statement, such as LISTEN; none through a pooler.
@@ -138,7 +160,7 @@ impl Way {
             // not asked: that would double the round trips of a busy program.
             .test_before_acquire(false)
             .before_acquire(move |connection, state| {
-                let is_good = acquiring.is_good(&state);
+                let is_good = acquiring.is_good(state.age);
                 Box::pin(async move {
                     if is_good && state.idle_for > UNASKED {
                         connection.ping().await?;
@@ -147,7 +169,7 @@ impl Way {
                 })
             })
             .after_release(move |_, state| {
-                let is_good = releasing.is_good(&state);
+                let is_good = releasing.is_good(state.age);
                 Box::pin(async move { Ok(is_good) })
             })
             .idle_timeout(Duration::from_secs(600))
@@ -160,8 +182,8 @@ impl Way {
         }
     }
 
-    fn is_good(&self, state: &PoolConnectionMetadata) -> bool {
-        self.given_up.borrow().is_none_or(|then| then.elapsed() > state.age)
+    fn is_good(&self, age: Duration) -> bool {
+        self.given_up.borrow().is_none_or(|then| then.elapsed() > age)
     }
 }
 
@@ -193,6 +215,41 @@ impl Connection {
 
     fn needs_transaction(&self) -> bool {
         self.way.through_pooler && matches!(self.inner, Inner::Alone(_))
+    }
+}
+
+impl Kept {
+    /// The connection, or another one if it is good no more.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn get(&mut self) -> Result<&mut Connection, Error> {
+        if let Some(connection) = &mut self.connection {
+            let age = self.since.elapsed();
+            let is_good = age < LIFETIME && self.pool.way.is_good(age);
+            let is_alive = is_good
+                && (self.used.elapsed() <= UNASKED
+                    || timeout(ACQUIRE_TIMEOUT, connection.raw().ping()).await.is_ok_and(|answer| answer.is_ok()));
+            if !is_alive {
+                self.give_up();
+            }
+        }
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                self.since = Instant::now();
+                self.pool.acquire().await?
+            }
+        };
+        self.used = Instant::now();
+        Ok(self.connection.insert(connection))
+    }
+
+    /// Closes it now: a statement may still be running on it, and nothing more can be asked.
+    pub fn give_up(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.give_up();
+        }
     }
 }
 

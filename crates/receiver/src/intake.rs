@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix_web::rt;
-use oarlock_outbox::pool::Connection;
+use oarlock_outbox::pool::{Connection, Kept};
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
@@ -48,7 +48,7 @@ pub struct Common {
 }
 
 impl Common {
-    /// The task wakes the workers, and ends when the last intake has.
+    /// The task wakes the workers, and ends when nothing has this in common any more.
     pub fn new(pool: PgPool) -> (Self, JoinHandle<()>) {
         let (news, told) = watch::channel(());
         let waking = tokio::spawn(wake_workers(pool, told));
@@ -75,7 +75,8 @@ struct Waiting {
 }
 
 impl Intake {
-    /// Starts the committer of the thread that this is called in. It uses one connection of the pool, and ends after the intake.
+    /// Starts the committer of the thread that this is called in. It keeps one connection of the pool, and ends with the intake or
+    /// with the thread.
     pub fn start(pool: PgPool, common: Common) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         rt::spawn(commit_batches(pool, waiting, common.clone()));
@@ -101,6 +102,7 @@ impl Intake {
 
 async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, common: Common) {
     let Common { commits_under_way, news, .. } = common;
+    let mut connection = pool.keep();
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
@@ -109,7 +111,7 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
             // A commit by itself wakes the workers itself, which is quickest. One of many leaves that to whoever tells once for
             // all of them, or each would wait for the one before it to be on disk.
             let tell = if commits_under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
-            let is_news = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
+            let is_news = commit(&mut connection, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
             commits_under_way.fetch_sub(1, Ordering::Relaxed);
             if is_news {
                 news.send_replace(());
@@ -131,19 +133,19 @@ async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
 }
 
 /// Commits a batch and answers; returns whether there was anything new that no worker has been told of.
-async fn commit(pool: &PgPool, batch: Vec<Waiting>, mut tell: Tell) -> bool {
+async fn commit(connection: &mut Kept, batch: Vec<Waiting>, mut tell: Tell) -> bool {
     let mut alerts = Vec::with_capacity(batch.len());
     let mut callers = Vec::with_capacity(batch.len());
     for Waiting { alert, answer, _room } in batch {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut stored = store_all(pool, &alerts, &mut tell).await;
+    let mut stored = store_all(connection, &alerts, &mut tell).await;
     // Then no connection of before is used any more, and a new one may do. Whether it was committed or not: what is inserted
     // again is found stored.
     let again = stored.as_ref().is_err_and(is_connection_lost);
     if again {
-        stored = store_all(pool, &alerts, &mut tell).await;
+        stored = store_all(connection, &alerts, &mut tell).await;
     }
     let stored = match stored {
         Ok(stored) => stored,
@@ -163,19 +165,17 @@ async fn commit(pool: &PgPool, batch: Vec<Waiting>, mut tell: Tell) -> bool {
 }
 
 async fn store_all(
-    pool: &PgPool,
+    connection: &mut Kept,
     alerts: &[NewAlert],
     tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    match timeout(COMMIT_TIMEOUT, insert(&mut connection, alerts, tell)).await {
-        Ok(stored) => stored,
-        Err(_) => {
-            // The statement may still be running over there: nothing more can be asked on this connection.
-            connection.give_up();
-            Err(sqlx::Error::PoolTimedOut)
-        }
+    let stored = timeout(COMMIT_TIMEOUT, insert(connection.get().await?, alerts, tell)).await;
+    let stored = stored.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+    // What Postgres itself did not say may have left a statement running or an answer unread.
+    if stored.as_ref().is_err_and(|error| error.as_database_error().is_none()) {
+        connection.give_up();
     }
+    stored
 }
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others. What

@@ -26,8 +26,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stay open without a request.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How many threads serve the webhook: one for each core, each with a connection of its own. With two at least one thread's
-/// requests are verified while another's commit waits for the disk; with more than four each would only commit less at once.
+/// How many threads serve the webhook: one for each core, each with a connection of its own, if there are enough of these. Of two
+/// one verifies while the other's commit waits for the disk; of more than four each would only commit less at once.
 const THREADS: RangeInclusive<usize> = 2..=4;
 
 /// One connection is left for the rest: readiness, migrations, waking the workers.
@@ -112,7 +112,7 @@ impl Receiver {
         });
         server.await.context("the webhook's server failed")?;
         stopper.abort();
-        // Each request has had its answer; of what was stored for the last ones the workers are still told.
+        // Whoever still waits for an answer has run out of time; of what was stored for the last ones the workers are still told.
         waking.await.context("waking the workers failed")?;
         stopped.cancel();
         admin.await.context("the admin listener failed")?;
