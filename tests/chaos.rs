@@ -68,7 +68,11 @@ async fn through_chaos_and_replay_memberships_are_what_is_paid_for() {
     delivered.await.unwrap();
     oarlock.settles_within(Duration::from_secs(60)).await;
     let most = oarlock.value::<i32>("select max(attempts) from outbox_action").await;
-    println!("{} alerts, {kills} kills, {} calls, {most} attempts at most", alerts.len(), oarlock.sandbox.calls().len());
+    println!(
+        "{} alerts, {kills} kills, {} calls, {most} attempts at most",
+        alerts.len(),
+        oarlock.sandbox.calls().len()
+    );
 
     let paid = paid_for(&histories, today);
     assert!(kills >= 5, "only {kills} workers were killed");
@@ -246,7 +250,10 @@ async fn story_of(oarlock: &Oarlock, email: &str) -> String {
         let at = |instant| now.0 - (now.1 - instant);
         words.iter().any(|word| names.contains(word)).then(|| {
             let (started, finished) = (at(call.started), call.finished.map(at));
-            format!("{started} to {finished:?}: {} {} {:?}, worked: {}", call.method, call.path, call.status, call.worked)
+            format!(
+                "{started} to {finished:?}: {} {} {:?}, worked: {}",
+                call.method, call.path, call.status, call.worked
+            )
         })
     });
     rows.into_iter().chain(calls).collect::<Vec<_>>().join("\n")

@@ -611,6 +611,55 @@ async fn an_answer_that_postgres_cannot_hold_holds_up_nobody() {
     assert_eq!(oarlock.jira().invited("bob@example.com"), 1);
 }
 
+/// Somebody who tries a statement and leaves the transaction open holds up what it has touched, and nothing else.
+#[tokio::test]
+async fn a_row_that_somebody_holds_keeps_no_other_result_from_being_written() {
+    let oarlock = Oarlock::start().await;
+    oarlock.slack().fail(Fault::hang().times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.until("Jira is done", "select count(*) = 1 from outbox_action where status = 'done'").await;
+    let mut holding = oarlock.database.operator().begin().await.unwrap();
+    sqlx::query("update outbox_action set status = 'pending' where status = 'done'")
+        .execute(&mut *holding)
+        .await
+        .unwrap();
+    oarlock.slack().clear_faults();
+    oarlock
+        .worker()
+        .says("that a result waits", |line| line["message"].as_str().is_some_and(|text| text.contains("holds the row")))
+        .await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock
+        .until(
+            "bob's are done",
+            "select count(*) = 2 from outbox_action where status = 'done' and email = 'bob@example.com'",
+        )
+        .await;
+    holding.rollback().await.unwrap();
+    oarlock.settles().await;
+    assert_eq!((oarlock.slack().invitation_count(ANN), oarlock.calls_to_slack()[ANN]), (1, 1));
+}
+
+/// The next in turn are one customer's, whose call does all of it; while it hangs the others have theirs.
+#[tokio::test]
+async fn a_customer_with_much_to_do_keeps_nobody_waiting() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__POLL_INTERVAL", "1h").start().await;
+    oarlock.sql("update destination set paused_until = 'infinity'").await;
+    for _ in 0..40 {
+        oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    }
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
+    oarlock.until("all is planned", "select count(*) = 82 from outbox_action").await;
+    oarlock.slack().fail(Fault::hang().times(1));
+    oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+    oarlock.sees("bob is invited", |sandbox| sandbox.slack().invited("bob@example.com")).await;
+    assert_eq!(oarlock.slack().invitation_count(ANN), 0);
+    oarlock.slack().clear_faults();
+    oarlock.sql("update destination set paused_until = null").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.calls_to_slack()[ANN], 1);
+}
+
 /// A stopping worker ends although the database neither answers nor fails.
 #[tokio::test]
 async fn a_stopping_worker_does_not_wait_for_a_database_that_hangs() {

@@ -181,6 +181,29 @@ async fn a_way_that_falls_silent_behind_an_answer_is_left() {
     assert!(load.stops().await.broken.is_empty());
 }
 
+/// The same for a worker, in what it says to plan, and to record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_leaves_a_way_that_falls_silent() {
+    let cluster = Cluster::start(&[]).await;
+    let switch = Switch::to(cluster.address()).await;
+    let oarlock = settings().start_on(database_behind(&switch).await).await;
+    let (planned, recorded) = ("slack_invite", "invited");
+    let mut customers = (0..).map(|number| format!("c{number}@example.com"));
+    let mut goes_on = async || {
+        let email = customers.next().unwrap();
+        oarlock.paddle_sends(&Classic::payment_succeeded(&email)).await;
+        oarlock.settles_within(Duration::from_secs(60)).await;
+        assert_eq!(oarlock.slack().invitation_count(&email), 1);
+    };
+    for word in [planned, recorded] {
+        switch.falls_silent_after(word);
+        goes_on().await;
+        goes_on().await;
+        switch.falls_silent_at(word);
+        goes_on().await;
+    }
+}
+
 /// With two as well as with enough for what likes a connection of its own.
 #[tokio::test]
 async fn no_program_uses_more_connections_than_it_may() {

@@ -14,11 +14,17 @@ use tokio::task::JoinHandle;
 pub struct Switch {
     address: SocketAddr,
     target: Arc<Mutex<SocketAddr>>,
-    /// Whoever sends this gets the answer to it, and then nothing more.
-    last_word: Arc<Mutex<Option<&'static str>>>,
+    /// Whoever sends this next gets nothing more, but for the answer to it perhaps.
+    last_word: Arc<Mutex<Option<LastWord>>>,
     /// What was connected before the newest cut is to end.
     cuts: watch::Sender<()>,
     accepting: JoinHandle<()>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LastWord {
+    word: &'static str,
+    is_answered: bool,
 }
 
 impl Switch {
@@ -57,9 +63,14 @@ impl Switch {
         *self.target.lock().expect("nobody panics with it") = target;
     }
 
-    /// The connection over which this is sent falls silent behind the answer, and stays open.
+    /// The connection over which this is sent next falls silent behind the answer, and stays open.
     pub fn falls_silent_after(&self, word: &'static str) {
-        *self.last_word.lock().expect("nobody panics with it") = Some(word);
+        *self.last_word.lock().expect("nobody panics with it") = Some(LastWord { word, is_answered: true });
+    }
+
+    /// The connection over which this is sent next falls silent before the answer, and stays open.
+    pub fn falls_silent_at(&self, word: &'static str) {
+        *self.last_word.lock().expect("nobody panics with it") = Some(LastWord { word, is_answered: false });
     }
 
     /// Cuts all connections.
@@ -69,24 +80,26 @@ impl Switch {
 }
 
 /// Forwards both ways until one side hangs up.
-async fn forward(mut from: TcpStream, mut to: TcpStream, last_word: &Mutex<Option<&'static str>>) -> io::Result<()> {
+async fn forward(mut from: TcpStream, mut to: TcpStream, last_word: &Mutex<Option<LastWord>>) -> io::Result<()> {
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
-    let mut was_last = false;
+    let mut said = None;
     loop {
         tokio::select! {
             read = from.read(&mut asked) => match read? {
                 0 => return Ok(()),
                 length => {
-                    let word = last_word.lock().expect("nobody panics with it").map(str::as_bytes);
-                    was_last |= word.is_some_and(|word| asked[..length].windows(word.len()).any(|part| part == word));
+                    let says = |last: &mut LastWord| asked[..length].windows(last.word.len()).any(|part| part == last.word.as_bytes());
+                    said = said.or(last_word.lock().expect("nobody panics with it").take_if(says));
                     to.write_all(&asked[..length]).await?;
                 }
             },
             read = to.read(&mut answered) => match read? {
                 0 => return Ok(()),
                 length => {
-                    from.write_all(&answered[..length]).await?;
-                    if was_last {
+                    if said.is_none_or(|last| last.is_answered) {
+                        from.write_all(&answered[..length]).await?;
+                    }
+                    if said.is_some() {
                         pending::<()>().await;
                     }
                 }

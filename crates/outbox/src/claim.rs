@@ -74,6 +74,8 @@ pub struct Claimed {
     pub buried: Vec<Kind>,
     /// No first attempt that can be claimed is due for longer; none if nothing new is known about that.
     pub cleared: Option<DateTime<Utc>>,
+    /// Not all that is due was looked at, however few were claimed: many may be for one customer.
+    pub has_more: bool,
 }
 
 /// Claims up to `limit` due actions of a destination, at most one of each customer; none while it is paused.
@@ -162,11 +164,12 @@ pub async fn claim(
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,
                (select probing from gate) as "probing!", (select paced from gate) as "paced!",
-               coalesce((select run_at from left_behind), (select max(run_at) from first_attempt)) as cleared, false as "buried!"
+               coalesce((select run_at from left_behind), (select max(run_at) from first_attempt)) as cleared, false as "buried!",
+               (select count(*) from first_attempt) = $2 or (select count(*) from retry) = $2 as "has_more!"
         -- Row by row again: planned while there is no alert yet, a join reads them all for each claim once there are.
         from claimed c cross join lateral (select o.id, o.source, o.alert_id, o.trace_parent from outbox o where o.id = c.outbox_id offset 0) o
         union all
-        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, true from buried b
+        select b.id, b.kind, '', 0, false, b.id, '', '', null, false, false, null, true, true from buried b
         "#,
         destination.as_str(),
         i64::from(limit),
@@ -180,6 +183,7 @@ pub async fn claim(
     .await?;
     let mut claimed = Claimed::default();
     for row in rows {
+        claimed.has_more |= row.has_more;
         let kind = row.kind.parse().expect("the schema allows these alone");
         if row.buried {
             claimed.buried.push(kind);

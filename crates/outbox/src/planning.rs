@@ -112,6 +112,8 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
     let mut transaction = pool
         .begin_with(concat!(
             "begin; set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;",
+            // Who has to wait for longer than that begins anew, before it looks as if nobody answered.
+            "set local lock_timeout = '10s';",
             // Who plans holds the lock of this number.
             "select pg_advisory_xact_lock(8025821821001755393)"
         ))

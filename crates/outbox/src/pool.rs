@@ -1,5 +1,6 @@
-//! The way to Postgres: sqlx's pool, with three promises more.
+//! The way to Postgres: sqlx's pool, with four promises more.
 //!
+//! - Nobody waits for an answer without an end: a way that falls silent is left, and what was connected over it is not used again.
 //! - A standby is not used: it may know less than what was committed, and takes no writes.
 //! - A connection that leads to what takes no writes any more is not kept, though it goes on answering.
 //! - With `statement-cache-capacity=0` in the URL it may lead through a pooler in transaction mode (PgBouncer), which gives each
@@ -7,6 +8,7 @@
 //!   statement has a transaction of its own and no name, and nobody listens for notifications.
 
 use std::fmt::{self, Debug};
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamE
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -24,6 +27,10 @@ use crate::is_connection_lost;
 
 /// How long a statement waits for a free connection, or for a new one, before it fails for now.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a statement may take, migrations apart. Whoever waits for longer waits for an answer that does not come, most likely:
+/// no statement looks at more than it needs, and what waits for a lock may as well ask again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection may have been idle and still be used unasked.
 const UNASKED: Duration = Duration::from_secs(1);
@@ -47,15 +54,13 @@ struct Way {
     given_up: watch::Sender<Option<Instant>>,
 }
 
-/// A connection of the pool's.
+/// A connection of the pool's, which it goes back to when it is dropped.
 pub struct Connection {
-    inner: Inner,
+    /// None once it is given up.
+    inner: Option<PoolConnection<Postgres>>,
+    /// Begun, and not committed.
+    in_transaction: bool,
     way: Arc<Way>,
-}
-
-enum Inner {
-    Alone(PoolConnection<Postgres>),
-    InTransaction(sqlx::Transaction<'static, Postgres>),
 }
 
 /// A connection that is kept from one use to the next, as long as it is good.
@@ -115,7 +120,8 @@ impl PgPool {
     /// # Errors
     /// When there is none in time.
     pub async fn acquire(&self) -> Result<Connection, Error> {
-        Ok(Connection { inner: Inner::Alone(self.pool.acquire().await?), way: Arc::clone(&self.way) })
+        let inner = Some(self.pool.acquire().await?);
+        Ok(Connection { inner, in_transaction: false, way: Arc::clone(&self.way) })
     }
 
     /// # Errors
@@ -129,14 +135,16 @@ impl PgPool {
     /// # Errors
     /// When the database is away.
     pub async fn begin_with(&self, statement: &'static str) -> Result<Transaction, Error> {
-        let begun = self.pool.begin_with(statement).await.inspect_err(|error| self.way.note(error))?;
-        Ok(Transaction(Connection { inner: Inner::InTransaction(begun), way: Arc::clone(&self.way) }))
+        let mut connection = self.acquire().await?;
+        connection.in_transaction = true;
+        connection.say(statement).await?;
+        Ok(Transaction(connection))
     }
 
-    /// Begins what sqlx does by itself, with names for its statements whatever it is told.
-    pub(crate) async fn begin_with_names(&self) -> Result<Transaction, Error> {
+    /// How to begin a transaction of sqlx's own making, which names its statements whatever it is told.
+    pub(crate) fn begin_with_names(&self) -> &'static str {
         // Those of whoever had this server before are in the way.
-        self.begin_with(if self.way.through_pooler { "begin; deallocate all" } else { "begin" }).await
+        if self.way.through_pooler { "begin; deallocate all" } else { "begin" }
     }
 }
 
@@ -176,10 +184,14 @@ impl Way {
             .connect_lazy_with(options)
     }
 
-    fn note(&self, error: &Error) {
-        if is_connection_lost(error) {
+    /// What Postgres says, if it says it in time.
+    async fn answer<T>(&self, answering: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let silence = || Error::Io(io::Error::new(io::ErrorKind::TimedOut, "Postgres does not answer"));
+        let answer = timeout(ANSWER_TIMEOUT, answering).await.unwrap_or_else(|_| Err(silence()));
+        if answer.as_ref().is_err_and(is_connection_lost) {
             self.given_up.send_replace(Some(Instant::now()));
         }
+        answer
     }
 
     fn is_good(&self, age: Duration) -> bool {
@@ -198,23 +210,49 @@ async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {
 
 impl Connection {
     /// Closes it now: a statement may still be running on it, and nothing more can be asked.
-    pub fn give_up(self) {
-        match self.inner {
-            Inner::Alone(connection) => drop(connection.detach()),
-            Inner::InTransaction(transaction) => drop(transaction),
+    pub fn give_up(mut self) {
+        if let Some(connection) = self.inner.take() {
+            drop(connection.detach());
         }
     }
 
     /// As sqlx knows it, for what cannot go another way.
     pub(crate) fn raw(&mut self) -> &mut PgConnection {
-        match &mut self.inner {
-            Inner::Alone(connection) => connection,
-            Inner::InTransaction(transaction) => transaction,
-        }
+        self.inner.as_mut().expect("it is given up by value")
     }
 
     fn needs_transaction(&self) -> bool {
-        self.way.through_pooler && matches!(self.inner, Inner::Alone(_))
+        self.way.through_pooler && !self.in_transaction
+    }
+
+    /// Executes what needs no preparation.
+    async fn say(&mut self, statements: &'static str) -> Result<(), Error> {
+        let way = Arc::clone(&self.way);
+        way.answer(self.raw().execute(statements)).await.map(drop)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let Some(connection) = self.inner.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(give_back(connection, self.in_transaction))),
+            Err(_) => drop(connection.detach()),
+        }
+    }
+}
+
+/// The pool asks whether a connection is alive before it takes it back, and would wait for the answer without an end.
+async fn give_back(mut connection: PoolConnection<Postgres>, in_transaction: bool) {
+    let given_back = timeout(ACQUIRE_TIMEOUT, async {
+        if in_transaction {
+            connection.execute("rollback").await?;
+        }
+        connection.return_to_pool().await;
+        Ok::<_, Error>(())
+    });
+    if !matches!(given_back.await, Ok(Ok(()))) {
+        drop(connection.detach());
     }
 }
 
@@ -263,11 +301,10 @@ impl Transaction {
     /// # Errors
     /// When it is unknown whether it was committed.
     pub async fn commit(self) -> Result<(), Error> {
-        let Connection { inner, way } = self.0;
-        match inner {
-            Inner::InTransaction(transaction) => transaction.commit().await.inspect_err(|error| way.note(error)),
-            Inner::Alone(_) => unreachable!("a transaction is begun as one"),
-        }
+        let Self(mut connection) = self;
+        connection.say("commit").await?;
+        connection.in_transaction = false;
+        Ok(())
     }
 }
 
@@ -296,20 +333,19 @@ impl<'c> Executor<'c> for &'c mut Connection {
         E: 'q + Execute<'q, Postgres>,
     {
         let way = Arc::clone(&self.way);
-        let answers = if self.needs_transaction() {
-            let answering = async move {
+        let answering = async move {
+            if self.needs_transaction() {
                 let mut transaction = self.raw().begin().await?;
                 let answers = transaction.fetch_many(Unnamed(query)).try_collect().await?;
                 transaction.commit().await?;
                 Ok(answers)
-            };
-            streamed(answering).boxed()
-        } else if way.through_pooler {
-            self.raw().fetch_many(Unnamed(query))
-        } else {
-            self.raw().fetch_many(query)
+            } else if self.way.through_pooler {
+                self.raw().fetch_many(Unnamed(query)).try_collect().await
+            } else {
+                self.raw().fetch_many(query).try_collect().await
+            }
         };
-        answers.inspect_err(move |error| way.note(error)).boxed()
+        streamed(async move { way.answer(answering).await }).boxed()
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -318,20 +354,19 @@ impl<'c> Executor<'c> for &'c mut Connection {
         E: 'q + Execute<'q, Postgres>,
     {
         let way = Arc::clone(&self.way);
-        let answer = if self.needs_transaction() {
-            async move {
+        let answering = async move {
+            if self.needs_transaction() {
                 let mut transaction = self.raw().begin().await?;
                 let answer = transaction.fetch_optional(Unnamed(query)).await?;
                 transaction.commit().await?;
                 Ok(answer)
+            } else if self.way.through_pooler {
+                self.raw().fetch_optional(Unnamed(query)).await
+            } else {
+                self.raw().fetch_optional(query).await
             }
-            .boxed()
-        } else if way.through_pooler {
-            self.raw().fetch_optional(Unnamed(query))
-        } else {
-            self.raw().fetch_optional(query)
         };
-        answer.inspect_err(move |error| way.note(error)).boxed()
+        async move { way.answer(answering).await }.boxed()
     }
 
     fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>

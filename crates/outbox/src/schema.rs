@@ -1,7 +1,7 @@
 //! The schema: applying migrations, and telling whether they are applied.
 
-use sqlx::PgExecutor;
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection as _, PgExecutor};
 
 use crate::pool::PgPool;
 
@@ -29,10 +29,12 @@ pub enum State {
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrator.set_locking(false).set_ignore_missing(true);
-    let mut transaction = pool.begin_with_names().await?;
+    // A transaction as sqlx knows it, within which a migration's own is a savepoint; and without a limit of time.
+    let mut connection = pool.acquire().await?;
+    let mut transaction = connection.raw().begin_with(pool.begin_with_names()).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
     // What `run` does with a connection of its own; `run` asks for bounds that no spawned task can meet.
-    migrator.run_direct(None, transaction.raw(), false).await?;
+    migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -29,8 +29,8 @@ const ROOM_KB: usize = 16 * 1024;
 const BATCH: usize = 256;
 /// Between two notifications of the workers; whose alert is committed by itself is told of in that commit.
 const BETWEEN_NOTIFICATIONS: Duration = Duration::from_millis(2);
-/// After this a commit is given up and its connection with it. Whoever asked has had a 503 long before.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// After this the workers are left to look by themselves: a receiver that stops waits for no more.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A thread's way into the outbox.
 #[derive(Debug)]
@@ -124,7 +124,8 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
 /// are some, and a notification is a transaction like theirs: so it waits for a few more of them.
 async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
     while news.changed().await.is_ok() {
-        if let Err(error) = store::notify(&pool).await {
+        let notified = timeout(NOTIFY_TIMEOUT, store::notify(&pool)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        if let Err(error) = notified {
             let error = &error as &dyn std::error::Error;
             tracing::debug!(error, "failed to wake the workers; they look by themselves");
         }
@@ -169,8 +170,7 @@ async fn store_all(
     alerts: &[NewAlert],
     tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
-    let stored = timeout(COMMIT_TIMEOUT, insert(connection.get().await?, alerts, tell)).await;
-    let stored = stored.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+    let stored = insert(connection.get().await?, alerts, tell).await;
     // What Postgres itself did not say may have left a statement running or an answer unread.
     if stored.as_ref().is_err_and(|error| error.as_database_error().is_none()) {
         connection.give_up();

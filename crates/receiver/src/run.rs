@@ -20,8 +20,11 @@ use crate::request;
 use crate::signature::Verifier;
 use crate::webhook::{self, Webhook};
 
-/// How long connections may take to finish what they have begun, once the receiver is told to stop.
+/// How long connections may take at least to finish what they have begun, once the receiver is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an answer may take to be written, once it is known.
+const ANSWERING: Duration = Duration::from_secs(1);
 
 /// How long a connection may stay open without a request.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -98,7 +101,7 @@ impl Receiver {
         })
         .workers(threads as usize)
         .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(STOP_TIMEOUT.as_secs())
+        .shutdown_timeout(STOP_TIMEOUT.max(config.ack_timeout + ANSWERING).as_secs())
         .disable_signals()
         .listen(webhook_listener)
         .context("failed to serve the webhook")?

@@ -73,12 +73,12 @@ impl Loop {
             if room > 0 {
                 let from = bookmark.open();
                 match self.claim(room, from).await {
-                    Ok((when, Claimed { claims, buried, cleared })) => {
+                    Ok((when, Claimed { claims, buried, cleared, has_more })) => {
                         patience.reset();
                         bookmark.put(cleared);
                         self.note_buried(&buried);
                         // There may be more, or some that lie before what there is no more of.
-                        let more = claims.len() == room || claims.is_empty() && from.is_some();
+                        let more = has_more || claims.len() == room || claims.is_empty() && from.is_some();
                         self.state.caught_up.store(!more, Ordering::Relaxed);
                         self.start(when, claims, places);
                         if more && self.slots.room() > 0 {

@@ -7,117 +7,160 @@ use oarlock_outbox::record::{self, Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::claim_loop::Recordable;
 use crate::metrics::Metrics;
+use crate::slots::Slot;
 use crate::wake::Bells;
 
 /// Results written in one transaction.
 const BATCH: usize = 256;
 
+/// How often results are written together in vain, since somebody holds a row of one, before each is left to itself.
+const CONFLICTS: u32 = 3;
+
 /// How long a stopping worker goes on trying to write its last results; their leases end by themselves.
 const LAST_TRIES: Duration = Duration::from_secs(5);
 
-/// Writes results until all loops have ended and everything is written.
-pub async fn run(
-    pool: PgPool,
-    mut results: mpsc::Receiver<Recordable>,
-    bells: Arc<Bells>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while results.recv_many(&mut batch, BATCH).await > 0 {
-        let (batch, slots): (Vec<Finished>, Vec<_>) = batch.drain(..).unzip();
-        let kinds: Vec<Kind> = batch.iter().map(Finished::kind).collect();
-        for results in write(&pool, batch, &shutdown).await {
-            for result in &results.written {
-                if results.lost.contains(&result.action_id()) {
-                    tracing::warn!(action_id = %result.action_id(), "the claim was lost to another worker; the result is dropped");
-                    metrics.lost(result.kind());
-                } else {
-                    metrics.recorded(result);
-                }
-            }
-        }
-        drop(slots);
-        // What waited for the same customer may be claimed now; what a look-up was for may be planned.
-        if kinds.contains(&Kind::PaddleCustomer) {
-            bells.planner.notify_one();
-        }
-        for kind in kinds {
-            bells.of(kind.destination()).notify_one();
-        }
-    }
-}
-
-/// Results that were written, and whose claims were lost.
-struct Written {
-    written: Vec<Finished>,
-    lost: Vec<Uuid>,
-}
-
-/// Writes all at once, or, if Postgres does not take one of them, each for itself: one must not hold up the others.
-async fn write(pool: &PgPool, batch: Vec<Finished>, shutdown: &CancellationToken) -> Vec<Written> {
-    let batch = match write_together(pool, &batch, shutdown).await {
-        Ok(lost) => return vec![Written { written: batch, lost }],
-        Err(GivenUp::Shutdown) => return Vec::new(),
-        Err(GivenUp::Data) => batch,
-    };
-    let mut all = Vec::new();
-    for result in batch {
-        let mut one = vec![result];
-        let mut outcome = write_together(pool, &one, shutdown).await;
-        if matches!(outcome, Err(GivenUp::Data)) {
-            tracing::error!(action_id = %one[0].action_id(), "the result of an action cannot be stored");
-            let dead = Verdict::Dead("its result cannot be stored: see the worker's log".to_owned());
-            one = one.into_iter().map(|result| result.instead(dead.clone())).collect();
-            outcome = write_together(pool, &one, shutdown).await;
-        }
-        if let Ok(lost) = outcome {
-            all.push(Written { written: one, lost });
-        }
-    }
-    all
+/// What the recorder needs.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    /// For results that are written together.
+    pub pool: PgPool,
+    /// For those that are written apart.
+    pub shared: PgPool,
+    pub bells: Arc<Bells>,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: CancellationToken,
 }
 
 /// Why results were not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum GivenUp {
     /// Postgres does not take one of them.
     Data,
+    /// Somebody holds a row of one of them: another worker for a moment, or an operator whose transaction is open.
+    Held,
     /// The worker is stopping and the database is away.
-    Shutdown,
+    Stopping,
 }
 
-/// Returns whose claims were lost.
-async fn write_together(pool: &PgPool, batch: &[Finished], shutdown: &CancellationToken) -> Result<Vec<Uuid>, GivenUp> {
-    let mut patience = Patience::default();
-    let mut give_up = None;
-    loop {
-        match record::record(pool, batch).await {
-            Ok(lost) => return Ok(lost),
-            Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,
-            Err(error) if is_about_the_data(&error) => return Err(GivenUp::Data),
-            Err(error) => {
-                if patience.is_fresh() {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, results = batch.len(), "results wait for the database");
+impl Recorder {
+    /// Writes results until all loops have ended and everything is written.
+    pub async fn run(self, mut results: mpsc::Receiver<Recordable>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let apart = TaskTracker::new();
+        while results.recv_many(&mut batch, BATCH).await > 0 {
+            let (results, slots): (Vec<Finished>, Vec<Option<Slot>>) = batch.drain(..).unzip();
+            match self.write_together(&results).await {
+                Ok(()) => {
+                    drop(slots);
+                    self.ring(&results);
                 }
-                let until = *give_up.get_or_insert_with(|| Instant::now() + LAST_TRIES);
-                if !shutdown.is_cancelled() {
-                    give_up = None;
-                } else if until <= Instant::now() {
-                    tracing::error!(
-                        results = batch.len(),
-                        "results could not be written: their actions will be run again"
-                    );
-                    return Err(GivenUp::Shutdown);
+                // One must not hold up the others.
+                Err(GivenUp::Data | GivenUp::Held) => {
+                    for (result, slot) in results.into_iter().zip(slots) {
+                        apart.spawn(self.clone().write_apart(result, slot));
+                    }
                 }
-                tokio::time::sleep(patience.delay()).await;
+                Err(GivenUp::Stopping) => {}
             }
+        }
+        apart.close();
+        apart.wait().await;
+    }
+
+    async fn write_together(&self, results: &[Finished]) -> Result<(), GivenUp> {
+        for _ in 1..CONFLICTS {
+            match self.write(&self.pool, results).await {
+                Err(GivenUp::Held) => sleep(AFTER_A_CONFLICT).await,
+                written => return written,
+            }
+        }
+        self.write(&self.pool, results).await
+    }
+
+    /// Writes a result however long its row is held; if Postgres does not take it, that it cannot be written.
+    async fn write_apart(self, mut result: Finished, slot: Option<Slot>) {
+        let mut patience = Patience::default();
+        let mut is_said = false;
+        loop {
+            match self.write(&self.shared, std::slice::from_ref(&result)).await {
+                Ok(()) => break,
+                Err(GivenUp::Held) if !self.shutdown.is_cancelled() => {
+                    if patience.is_fresh() {
+                        tracing::warn!(action_id = %result.action_id(), "somebody holds the row of an action that has ended: its result waits");
+                    }
+                    sleep(patience.delay()).await;
+                }
+                Err(GivenUp::Data) if !is_said => {
+                    tracing::error!(action_id = %result.action_id(), "the result of an action cannot be stored");
+                    let dead = Verdict::Dead("its result cannot be stored: see the worker's log".to_owned());
+                    result = result.instead(dead);
+                    is_said = true;
+                }
+                Err(GivenUp::Data | GivenUp::Held | GivenUp::Stopping) => return,
+            }
+        }
+        drop(slot);
+        self.ring(&[result]);
+    }
+
+    /// Writes results, all or none, however long the database is away.
+    async fn write(&self, pool: &PgPool, results: &[Finished]) -> Result<(), GivenUp> {
+        let mut patience = Patience::default();
+        let mut give_up = None;
+        loop {
+            match record::record(pool, results).await {
+                Ok(lost) => {
+                    self.count(results, &lost);
+                    return Ok(());
+                }
+                Err(error) if is_conflict(&error) => return Err(GivenUp::Held),
+                Err(error) if is_about_the_data(&error) => return Err(GivenUp::Data),
+                Err(error) => {
+                    if patience.is_fresh() {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, results = results.len(), "results wait for the database");
+                    }
+                    let until = *give_up.get_or_insert_with(|| Instant::now() + LAST_TRIES);
+                    if !self.shutdown.is_cancelled() {
+                        give_up = None;
+                    } else if until <= Instant::now() {
+                        tracing::error!(
+                            results = results.len(),
+                            "results could not be written: their actions will be run again"
+                        );
+                        return Err(GivenUp::Stopping);
+                    }
+                    sleep(patience.delay()).await;
+                }
+            }
+        }
+    }
+
+    fn count(&self, results: &[Finished], lost: &[Uuid]) {
+        for result in results {
+            if lost.contains(&result.action_id()) {
+                tracing::warn!(action_id = %result.action_id(), "the claim was lost to another worker; the result is dropped");
+                self.metrics.lost(result.kind());
+            } else {
+                self.metrics.recorded(result);
+            }
+        }
+    }
+
+    /// What waited for the same customer may be claimed now; what a look-up was for may be planned.
+    fn ring(&self, results: &[Finished]) {
+        for kind in results.iter().map(Finished::kind) {
+            if kind == Kind::PaddleCustomer {
+                self.bells.planner.notify_one();
+            }
+            self.bells.of(kind.destination()).notify_one();
         }
     }
 }

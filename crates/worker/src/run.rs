@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::act::Vendors;
 use crate::claim_loop::{Loop, State};
 use crate::judge::Limits;
-use crate::memberships;
 use crate::metrics::Metrics;
 use crate::plan::Policy;
 use crate::planner::Planner;
+use crate::recorder::Recorder;
 use crate::retry::Schedule;
 use crate::slots::Slots;
 use crate::wake::{self, Bells};
-use crate::{housekeeping, recorder};
+use crate::{housekeeping, memberships};
 
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
@@ -123,8 +123,14 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     loops.spawn(planner.run(shutdown.clone()));
     // The recorder ends when the last loop has let go of its sender.
     drop(results);
-    let recorder =
-        tokio::spawn(recorder::run(own(), finished, Arc::clone(&bells), Arc::clone(&metrics), shutdown.clone()));
+    let recorder = Recorder {
+        pool: own(),
+        shared: pool.clone(),
+        bells: Arc::clone(&bells),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    };
+    let recorder = tokio::spawn(recorder.run(finished));
     let listening = {
         let (pool, bells, shutdown) = (pool.clone(), Arc::clone(&bells), shutdown.clone());
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })

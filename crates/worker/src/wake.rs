@@ -3,12 +3,21 @@
 //! Without notifications (a pooler in transaction mode has none for us) everything still happens, a poll later.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use oarlock_outbox::{CHANNEL, Destination, PgPool};
 use oarlock_service::database::Patience;
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+/// How long nothing is heard before it is asked whether anybody is there: a way on which nothing goes may be forgotten by what
+/// lies on it, without a word to either end.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long the answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// One bell for each loop. A bell that is rung while its loop is busy is heard when the loop listens again.
 #[derive(Debug, Default)]
@@ -53,7 +62,7 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(patience.delay()) => {}
+            () = sleep(patience.delay()) => {}
         }
     }
 }
@@ -82,6 +91,11 @@ async fn listen_once(
         let notification = tokio::select! {
             notification = listener.try_recv() => notification?,
             () = &mut gives_up => None,
+            () = sleep(SILENCE) => {
+                let asked = timeout(ANSWER, sqlx::query("select 1").execute(&mut listener));
+                asked.await.map_err(|_| sqlx::Error::Protocol("no answer".to_owned()))??;
+                continue;
+            }
         };
         let Some(notification) = notification else { return Ok(()) };
         match notification.payload().parse() {
