@@ -58,6 +58,17 @@ begin
   return action;
 end $$;
 
+-- The alerts received since then that name this address, or one of these customers of Billing, wherever that is.
+create function alerts_naming(address text, customers text[], since timestamptz) returns uuid[] language plpgsql as $$
+begin
+  return array(
+    select o.id from outbox o
+    where o.received_at >= since
+      and (o.email = address
+           or exists (select from jsonb_path_query(o.payload, 'strict $.** ? (@.type() == "string")') as said
+                      where lower(trim(said #>> '{}')) = address or said #>> '{}' = any (customers))));
+end $$;
+
 -- Forgets a customer: takes away what access is left, and, run again when that is done, puts a name that nobody has in place of
 -- the address and deletes what was received.
 --
@@ -68,18 +79,20 @@ declare
   address   text := lower(trim(forget.email));
   -- Random, since a hash of an address can be guessed.
   pseudonym text := 'forgotten-' || gen_random_uuid();
-  customers text[];
-  alerts    uuid[];
+  customers text[] := array(select c.customer_id from billing_customer c where c.email = address);
+  -- Every payload is looked into, which takes its time: so all but the newest are before the lock. What is stored has its time
+  -- half a minute before it is committed at most.
+  since     timestamptz := clock_timestamp() - interval '1 min';
+  alerts    uuid[] := alerts_naming(address, customers, '-infinity');
   actions   uuid[];
 begin
   -- The planner's lock: what it has just read about them would be written back.
   perform pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);
-  customers := array(select c.customer_id from billing_customer c where c.email = address);
-  alerts := array(
-    select o.id from outbox o
-    where o.email = address
-       or exists (select from jsonb_path_query(o.payload, 'strict $.** ? (@.type() == "string")') as said
-                  where lower(trim(said #>> '{}')) = address or said #>> '{}' = any (customers)));
+  if customers <> array(select c.customer_id from billing_customer c where c.email = address) then
+    raise exception 'something of theirs is under way' using
+      errcode = 'object_not_in_prerequisite_state', hint = 'Try again in a moment.';
+  end if;
+  alerts := array(select unnest(alerts) union select unnest(alerts_naming(address, customers, since)));
   -- Under lock, so that no worker claims one from here on.
   actions := array(select a.id from outbox_action a where a.subject = address or a.subject = any (customers) for update);
   if alerts = '{}' and actions = '{}' and customers = '{}'

@@ -272,7 +272,7 @@ fn receiver(section: &mut Section<'_>, database: Database) -> ReceiverConfig {
         listen: section.address("listen", "0.0.0.0:8080"),
         path: section.string("path").unwrap_or_else(|| "/paddle".to_owned()),
         admin_listen: section.address("admin_listen", "127.0.0.1:8081"),
-        max_body_bytes: usize::try_from(section.integer("max_body_bytes", 1024, 64 << 20).unwrap_or(1 << 20))
+        max_body_bytes: usize::try_from(section.integer("max_body_bytes", 1, 64 << 20).unwrap_or(1 << 20))
             .expect("at most 64 MiB"),
         ack_timeout: section.duration("ack_timeout", "4s"),
         // These stand in the section of the vendor.
@@ -307,13 +307,14 @@ fn paddle(section: &mut Section<'_>, receiver: &mut ReceiverConfig) -> PaddleApi
 }
 
 fn worker(section: &mut Section<'_>) -> Worker {
-    let worker = Worker {
+    let has_base = section.has("retry_base");
+    let mut worker = Worker {
         admin_listen: section.address("admin_listen", "127.0.0.1:8082"),
         concurrency: usize::try_from(section.integer("concurrency", 1, 1000).unwrap_or(32)).expect("at most 1000"),
         poll_interval: section.duration("poll_interval", "1s"),
         lease: section.duration("lease", "60s"),
         request_timeout: section.duration("request_timeout", "15s"),
-        shutdown_grace: section.duration("shutdown_grace", "20s"),
+        shutdown_grace: section.duration_or_zero("shutdown_grace", "20s"),
         max_attempts: u32::try_from(section.integer("max_attempts", 1, 1000).unwrap_or(20)).expect("at most 1000"),
         retry_base: section.duration("retry_base", "5s"),
         retry_cap: section.duration("retry_cap", "6h"),
@@ -326,7 +327,10 @@ fn worker(section: &mut Section<'_>) -> Worker {
         );
     }
     if worker.retry_base > worker.retry_cap {
-        section.problem("retry_base", "must not be longer than worker.retry_cap");
+        if has_base {
+            section.problem("retry_base", "must not be longer than worker.retry_cap");
+        }
+        worker.retry_base = worker.retry_cap;
     }
     section.finish();
     worker
@@ -375,13 +379,10 @@ fn jira(section: &mut Section<'_>) -> Jira {
     {
         section.problem("service_desk_id", "must be the numeric id, as GET /rest/servicedeskapi/servicedesk lists it");
     }
-    let invite_path = section.string("invite_path");
-    if let Some(path) = &invite_path {
-        if edition == JiraEdition::Cloud {
-            section.problem("invite_path", "is for edition = \"data_center\" only");
-        } else if !path.starts_with('/') {
-            section.problem("invite_path", "must start with /");
-        }
+    // Cloud has an API for it.
+    let invite_path = section.string("invite_path").filter(|_| edition == JiraEdition::DataCenter);
+    if invite_path.as_ref().is_some_and(|path| !path.starts_with('/')) {
+        section.problem("invite_path", "must start with /");
     }
     let revoke_on_full_refund = section.boolean("revoke_on_full_refund", false);
     let mut access = Vec::new();

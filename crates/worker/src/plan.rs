@@ -75,7 +75,50 @@ pub fn default_route(name: AlertName) -> &'static [Kind] {
         | InvoiceOverdue
         | BillingSubscriptionImported
         | BillingCustomerCreated
-        | BillingCustomerImported => &[],
+        | BillingCustomerImported
+        | BillingAddressCreated
+        | BillingAddressImported
+        | BillingAddressUpdated
+        | BillingAdjustmentCreated
+        | BillingAdjustmentUpdated
+        | BillingApiKeyCreated
+        | BillingApiKeyExpired
+        | BillingApiKeyExpiring
+        | BillingApiKeyRevoked
+        | BillingApiKeyUpdated
+        | BillingApiKeyExposureCreated
+        | BillingBusinessCreated
+        | BillingBusinessImported
+        | BillingBusinessUpdated
+        | BillingClientTokenCreated
+        | BillingClientTokenRevoked
+        | BillingClientTokenUpdated
+        | BillingDiscountCreated
+        | BillingDiscountImported
+        | BillingDiscountUpdated
+        | BillingDiscountGroupCreated
+        | BillingDiscountGroupUpdated
+        | BillingPaymentMethodDeleted
+        | BillingPaymentMethodSaved
+        | BillingPayoutCreated
+        | BillingPayoutPaid
+        | BillingPriceCreated
+        | BillingPriceImported
+        | BillingPriceUpdated
+        | BillingProductCreated
+        | BillingProductImported
+        | BillingProductUpdated
+        | BillingReportCreated
+        | BillingReportUpdated
+        | BillingTransactionBilled
+        | BillingTransactionCanceled
+        | BillingTransactionCreated
+        | BillingTransactionPaid
+        | BillingTransactionPastDue
+        | BillingTransactionPaymentFailed
+        | BillingTransactionReady
+        | BillingTransactionRevised
+        | BillingTransactionUpdated => &[],
     }
 }
 

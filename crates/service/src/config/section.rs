@@ -147,6 +147,15 @@ impl<'p> Section<'p> {
 
     /// A length of time above zero, such as `250ms`, `5s`, `6h`, `90d`.
     pub(super) fn duration(&mut self, key: &str, default: &str) -> Duration {
+        let duration = self.duration_or_zero(key, default);
+        if duration.is_zero() {
+            self.problem(key, "must be above zero, such as \"250ms\" or \"5s\"");
+        }
+        duration
+    }
+
+    /// A length of time such as `0s`, `250ms`, `5s`, `6h`, `90d`.
+    pub(super) fn duration_or_zero(&mut self, key: &str, default: &str) -> Duration {
         /// Longer than anything sensible, and short enough to add to any time there is.
         const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         let default = humantime::parse_duration(default).expect("the default is a duration");
@@ -156,9 +165,9 @@ impl<'p> Section<'p> {
             Some(_) => None,
         };
         match parsed {
-            Some(duration) if !duration.is_zero() && duration <= LONGEST => duration,
+            Some(duration) if duration <= LONGEST => duration,
             _ => {
-                self.problem(key, "must be a length of time above zero, such as \"250ms\", \"5s\", \"6h\" or \"90d\"");
+                self.problem(key, "must be a length of time, such as \"250ms\", \"5s\", \"6h\" or \"90d\"");
                 default
             }
         }
@@ -237,7 +246,8 @@ impl<'p> Section<'p> {
     }
 
     pub(super) fn required_secret(&mut self, key: &str) -> SecretString {
-        let given = self.has(key) || self.has(&format!("{key}_file"));
+        // The other program's may be in its environment alone.
+        let given = self.foreign || self.has(key) || self.has(&format!("{key}_file"));
         let secret = self.secret(key);
         if !given {
             self.problem(
