@@ -244,16 +244,14 @@ impl Drop for Connection {
 
 /// The pool asks whether a connection is alive before it takes it back, and would wait for the answer without an end.
 async fn give_back(mut connection: PoolConnection<Postgres>, in_transaction: bool) {
-    let given_back = timeout(ACQUIRE_TIMEOUT, async {
-        if in_transaction {
-            connection.execute("rollback").await?;
+    if in_transaction {
+        let ended = timeout(ACQUIRE_TIMEOUT, connection.execute("rollback")).await;
+        if !ended.is_ok_and(|ended| ended.is_ok()) {
+            return drop(connection.detach());
         }
-        connection.return_to_pool().await;
-        Ok::<_, Error>(())
-    });
-    if !matches!(given_back.await, Ok(Ok(()))) {
-        drop(connection.detach());
     }
+    // One that does not answer is closed as this is given up.
+    let _ = timeout(ACQUIRE_TIMEOUT, connection.return_to_pool()).await;
 }
 
 impl Kept {
