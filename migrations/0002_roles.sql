@@ -79,22 +79,24 @@ declare
   address   text := lower(trim(forget.email));
   -- Random, since a hash of an address can be guessed.
   pseudonym text := 'forgotten-' || gen_random_uuid();
-  customers text[] := array(select c.customer_id from billing_customer c where c.email = address);
+  customers text[] := array(select c.customer_id from billing_customer c where c.email = address order by 1);
   -- Every payload is looked into, which takes its time: so all but the newest are before the lock. What is stored has its time
-  -- half a minute before it is committed at most.
-  since     timestamptz := clock_timestamp() - interval '1 min';
+  -- somewhat before it is committed.
+  since     timestamptz := clock_timestamp() - interval '1 hour';
   alerts    uuid[] := alerts_naming(address, customers, '-infinity');
   actions   uuid[];
 begin
   -- The planner's lock: what it has just read about them would be written back.
   perform pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);
-  if customers <> array(select c.customer_id from billing_customer c where c.email = address) then
+  if customers <> array(select c.customer_id from billing_customer c where c.email = address order by 1) then
     raise exception 'something of theirs is under way' using
       errcode = 'object_not_in_prerequisite_state', hint = 'Try again in a moment.';
   end if;
-  alerts := array(select unnest(alerts) union select unnest(alerts_naming(address, customers, since)));
   -- Under lock, so that no worker claims one from here on.
   actions := array(select a.id from outbox_action a where a.subject = address or a.subject = any (customers) for update);
+  alerts := array(
+    select unnest(alerts)
+    union select unnest(alerts_naming(address, customers, since)));
   if alerts = '{}' and actions = '{}' and customers = '{}'
      and not exists (select from subscription s where address in (s.email, s.told_email))
      and not exists (select from subscription_alert s where s.email = address)

@@ -240,7 +240,7 @@ async fn story_of(oarlock: &Oarlock, email: &str) -> String {
     .bind(email)
     .fetch_all(oarlock.pool())
     .await
-    .unwrap();
+    .expect("the query is right");
     let account = oarlock.jira().account_id(email);
     let names: Vec<&str> = [Some(email), account.as_deref()].into_iter().flatten().collect();
     let now = (Utc::now(), Instant::now());

@@ -19,9 +19,11 @@ const NOT_SEEN_HERE: &str = "OarlockNoAlerts";
 async fn every_alert_goes_off_and_every_panel_has_data() {
     let mut oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "1000").start().await;
     oarlock.sql("update destination set paused_until = 'infinity', paused_reason = 'test' where name = 'paddle'").await;
+    // Before anything is counted, so that for Prometheus it was long ago.
+    oarlock.billing_sends(&Billing::customer_created("ctm_1", ANN)).await;
     let prometheus = Prometheus::scrapes(&oarlock).await;
 
-    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").alert_id(7)).await;
     oarlock.settles().await;
     prometheus.warns_of(["OarlockDestinationPaused"]).await;
 
@@ -40,6 +42,8 @@ async fn every_alert_goes_off_and_every_panel_has_data() {
         )
         .await;
     oarlock.time_passes(chrono::Duration::minutes(20)).await;
+    // Paddle's sandbox numbers its alerts as well.
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN).alert_id(7)).await;
     // Billing's secret was changed.
     for _ in 0..3 {
         let forged = Billing::named("transaction.completed", "ctm_1", ANN).signed_by(&BillingSigner::new("not ours"));
@@ -56,6 +60,7 @@ async fn every_alert_goes_off_and_every_panel_has_data() {
         "OarlockDeadLetters",
         "OarlockDestinationPaused",
         "OarlockManyDeadLetters",
+        "OarlockMismatch",
         "OarlockOldestDue",
         "OarlockSignaturesRefused",
     ];

@@ -186,7 +186,7 @@ async fn a_way_that_falls_silent_behind_an_answer_is_left() {
 async fn a_worker_leaves_a_way_that_falls_silent() {
     let cluster = Cluster::start(&[]).await;
     let switch = Switch::to(cluster.address()).await;
-    let oarlock = settings().start_on(database_behind(&switch).await).await;
+    let oarlock = settings().workers(1).start_on(database_behind(&switch).await).await;
     let (planned, recorded) = ("slack_invite", "invited");
     let mut customers = (0..).map(|number| format!("c{number}@example.com"));
     let mut goes_on = async || {
@@ -201,7 +201,30 @@ async fn a_worker_leaves_a_way_that_falls_silent() {
         goes_on().await;
         switch.falls_silent_at(word);
         goes_on().await;
+        goes_on().await;
     }
+}
+
+/// What lies on the way forgets all connections. For an hour nothing but a notification would wake the worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_way_that_is_forgotten_is_found_anew() {
+    let cluster = Cluster::start(&[]).await;
+    let switch = Switch::to(cluster.address()).await;
+    let settings =
+        settings().workers(1).set("OARLOCK_DATABASE__MAX_CONNECTIONS", "2").set("OARLOCK_WORKER__POLL_INTERVAL", "1h");
+    // The worker's listener begins with a silence as well.
+    switch.falls_silent_after("transaction_read_only");
+    let oarlock = settings.start_on(database_behind(&switch).await).await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("before@example.com")).await;
+    oarlock.settles().await;
+    switch.forgets();
+    let (sender, alert) = (oarlock.sender(), Classic::payment_succeeded("amid@example.com").signed_by(&oarlock.signer));
+    let taken = async { while sender.post(&oarlock.webhook(), &alert).await.expect("it answers").status != 200 {} };
+    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("the receiver finds another way");
+    oarlock.settles_within(Duration::from_secs(60)).await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("after@example.com")).await;
+    oarlock.settles_within(Duration::from_secs(20)).await;
+    assert_eq!(oarlock.calls_to_slack().len(), 3);
 }
 
 /// With two as well as with enough for what likes a connection of its own.

@@ -174,6 +174,16 @@ async fn who_is_in_that_should_not_be(section: &mut Section) {
     assert_eq!((group("old"), group("commercial-support")), (vec![], vec![ANN.to_owned(), BOB.to_owned()]));
     let [ours] = section.run(&oarlock).await;
     assert_eq!(ours.column("email"), [ANN, BOB]);
+
+    oarlock.workers.remove(0).stops().await;
+    oarlock
+        .set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["*"],"group":"old"}]"#);
+    oarlock.start_worker().await;
+    oarlock.until("the rules are known", "select count(*) = 2 from access_rule").await;
+    let [evaluated] = section.run(&oarlock).await;
+    assert_eq!(evaluated.column("evaluated"), ["2"]);
+    oarlock.settles().await;
+    assert_eq!(oarlock.jira().group("old").members(), [ANN, BOB]);
 }
 
 async fn replay_yesterdays(section: &mut Section) {

@@ -441,6 +441,8 @@ impl Drop for Oarlock {
         if std::thread::panicking() {
             return;
         }
+        let panic = logs.lines().find(|line| line.contains("panicked at"));
+        assert_eq!(panic, None, "a program panicked");
         for secret in SECRETS {
             let line = logs.lines().find(|line| line.contains(secret));
             assert_eq!(line, None, "a log line holds {secret}");

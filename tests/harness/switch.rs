@@ -18,6 +18,8 @@ pub struct Switch {
     last_word: Arc<Mutex<Option<LastWord>>>,
     /// What was connected before the newest cut is to end.
     cuts: watch::Sender<()>,
+    /// What was connected before the newest of these is to fall silent.
+    silences: watch::Sender<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -33,25 +35,29 @@ impl Switch {
         let address = listener.local_addr().expect("it listens");
         let target = Arc::new(Mutex::new(target));
         let last_word = Arc::default();
-        let cuts = watch::Sender::new(());
+        let (cuts, silences) = (watch::Sender::new(()), watch::Sender::new(()));
         let accepting = tokio::spawn({
-            let (target, last_word, cuts) = (Arc::clone(&target), Arc::clone(&last_word), cuts.clone());
+            let (target, last_word) = (Arc::clone(&target), Arc::clone(&last_word));
+            let (cuts, silences) = (cuts.clone(), silences.clone());
             async move {
                 while let Ok((from, _)) = listener.accept().await {
                     let target = *target.lock().expect("nobody panics with it");
-                    let (last_word, mut cut) = (Arc::clone(&last_word), cuts.subscribe());
+                    let last_word = Arc::clone(&last_word);
+                    let (mut cut, mut silence) = (cuts.subscribe(), silences.subscribe());
                     tokio::spawn(async move {
                         // Whoever cannot be led on is hung up on, as by a load balancer without a server.
-                        let Ok(to) = TcpStream::connect(target).await else { return };
+                        let (mut from, Ok(mut to)) = (from, TcpStream::connect(target).await) else { return };
                         tokio::select! {
-                            _ = forward(from, to, &last_word) => {}
+                            _ = forward(&mut from, &mut to, &last_word) => {}
                             _ = cut.changed() => {}
+                            // Both ends stay open, and hear nothing any more.
+                            _ = silence.changed() => drop(cut.changed().await),
                         }
                     });
                 }
             }
         });
-        Self { address, target, last_word, cuts, accepting }
+        Self { address, target, last_word, cuts, silences, accepting }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -73,6 +79,11 @@ impl Switch {
         *self.last_word.lock().expect("nobody panics with it") = Some(LastWord { word, is_answered: false });
     }
 
+    /// All connections fall silent, and stay open: as if what lies on the way had forgotten them.
+    pub fn forgets(&self) {
+        self.silences.send_replace(());
+    }
+
     /// Cuts all connections.
     pub fn cuts(&self) {
         self.cuts.send_replace(());
@@ -80,7 +91,7 @@ impl Switch {
 }
 
 /// Forwards both ways until one side hangs up.
-async fn forward(mut from: TcpStream, mut to: TcpStream, last_word: &Mutex<Option<LastWord>>) -> io::Result<()> {
+async fn forward(from: &mut TcpStream, to: &mut TcpStream, last_word: &Mutex<Option<LastWord>>) -> io::Result<()> {
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut said = None;
     loop {

@@ -56,9 +56,10 @@ pub const BY_INDEX: &str =
     "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off;
     set enable_hashjoin = off; set enable_mergejoin = off; set jit = off";
 
-/// Takes [`BY_INDEX`] back for a transaction that looks at many rows: Postgres is to plan that as it sees fit.
+/// Takes [`BY_INDEX`] back for a transaction that looks at many rows: Postgres is to plan that as it sees fit, and to leave off when
+/// nobody waits for it any more.
 pub(crate) const BEGIN_OVERVIEW: &str =
-    "begin read only; set local plan_cache_mode to default; set local enable_seqscan to default; set local enable_bitmapscan to default;
+    "begin read only; set local statement_timeout = '5s'; set local plan_cache_mode to default; set local enable_seqscan to default; set local enable_bitmapscan to default;
     set local enable_hashjoin to default; set local enable_mergejoin to default; set local jit to default";
 
 /// Whether a statement lost against another one and may be tried again in a moment: serialization failure, deadlock, a lock

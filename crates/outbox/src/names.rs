@@ -90,8 +90,8 @@ impl Kind {
 }
 
 closed_set! {
-    /// Every alert name the vendor documents (Billing's as in `EventName` of @paddle/paddle-node-sdk 3.10): the closed list for
-    /// metrics and for the keys of `[routes]`.
+    /// Every alert name the vendor documents (Billing's as in `EventName` of @paddle/paddle-node-sdk 3.10), of Billing those that
+    /// concern a customer: the closed list for metrics and for the keys of `[routes]`.
     AlertName {
         SubscriptionCreated = "subscription_created",
         SubscriptionUpdated = "subscription_updated",
@@ -131,35 +131,11 @@ closed_set! {
         BillingAddressUpdated = "address.updated",
         BillingAdjustmentCreated = "adjustment.created",
         BillingAdjustmentUpdated = "adjustment.updated",
-        BillingApiKeyCreated = "api_key.created",
-        BillingApiKeyExpired = "api_key.expired",
-        BillingApiKeyExpiring = "api_key.expiring",
-        BillingApiKeyRevoked = "api_key.revoked",
-        BillingApiKeyUpdated = "api_key.updated",
-        BillingApiKeyExposureCreated = "api_key_exposure.created",
         BillingBusinessCreated = "business.created",
         BillingBusinessImported = "business.imported",
         BillingBusinessUpdated = "business.updated",
-        BillingClientTokenCreated = "client_token.created",
-        BillingClientTokenRevoked = "client_token.revoked",
-        BillingClientTokenUpdated = "client_token.updated",
-        BillingDiscountCreated = "discount.created",
-        BillingDiscountImported = "discount.imported",
-        BillingDiscountUpdated = "discount.updated",
-        BillingDiscountGroupCreated = "discount_group.created",
-        BillingDiscountGroupUpdated = "discount_group.updated",
         BillingPaymentMethodDeleted = "payment_method.deleted",
         BillingPaymentMethodSaved = "payment_method.saved",
-        BillingPayoutCreated = "payout.created",
-        BillingPayoutPaid = "payout.paid",
-        BillingPriceCreated = "price.created",
-        BillingPriceImported = "price.imported",
-        BillingPriceUpdated = "price.updated",
-        BillingProductCreated = "product.created",
-        BillingProductImported = "product.imported",
-        BillingProductUpdated = "product.updated",
-        BillingReportCreated = "report.created",
-        BillingReportUpdated = "report.updated",
         BillingTransactionBilled = "transaction.billed",
         BillingTransactionCanceled = "transaction.canceled",
         BillingTransactionCreated = "transaction.created",

@@ -28,8 +28,17 @@ use crate::is_connection_lost;
 /// How long a statement waits for a free connection, or for a new one, before it fails for now.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a statement may take, migrations apart. Whoever waits for longer waits for an answer that does not come, most likely:
-/// no statement looks at more than it needs, and what waits for a lock may as well ask again.
+/// How long a statement may take and may wait for a lock, migrations apart. It is Postgres that ends it: who is left in the middle
+/// goes on waiting there, and does what it was asked to when nobody wants it any more.
+const LIMITS: &str = "set lock_timeout = '10s'; set statement_timeout = '25s'";
+
+/// The same for a transaction, where the session may be another's in the next moment.
+const LOCAL_LIMITS: &str = "set local lock_timeout = '10s'; set local statement_timeout = '25s'";
+
+/// A transaction for one statement, there.
+const BEGIN_ALONE: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s'";
+
+/// Whoever has no answer by then gets none any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection may have been idle and still be used unasked.
@@ -65,8 +74,8 @@ pub struct Connection {
 
 /// A connection that is kept from one use to the next, as long as it is good.
 ///
-/// Given back it would be asked each time whether it is alive: a round trip before the next use, and, if the way there falls
-/// silent meanwhile, one without an end, that leaves a pool of one without any.
+/// Given back it would be asked each time whether it is alive: a round trip before the next use, and some seconds without any if the
+/// way there falls silent meanwhile.
 #[derive(Debug)]
 pub struct Kept {
     pool: PgPool,
@@ -138,19 +147,26 @@ impl PgPool {
         let mut connection = self.acquire().await?;
         connection.in_transaction = true;
         connection.say(statement).await?;
+        if self.way.through_pooler {
+            connection.say(LOCAL_LIMITS).await?;
+        }
         Ok(Transaction(connection))
     }
 
-    /// How to begin a transaction of sqlx's own making, which names its statements whatever it is told.
+    /// How to begin a transaction without limits of sqlx's own making, which names its statements whatever it is told.
     pub(crate) fn begin_with_names(&self) -> &'static str {
-        // Those of whoever had this server before are in the way.
-        if self.way.through_pooler { "begin; deallocate all" } else { "begin" }
+        // The names of whoever had this server before are in the way.
+        if self.way.through_pooler {
+            "begin; deallocate all"
+        } else {
+            "begin; set local lock_timeout = 0; set local statement_timeout = 0"
+        }
     }
 }
 
 impl Way {
     fn connect_lazy(self: &Arc<Self>, max_connections: u32, options: PgConnectOptions) -> sqlx::PgPool {
-        let first = self.first;
+        let (first, through_pooler) = (self.first, self.through_pooler);
         let (acquiring, releasing) = (Arc::clone(self), Arc::clone(self));
         PgPoolOptions::new()
             .max_connections(max_connections)
@@ -158,6 +174,9 @@ impl Way {
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     refuse_standby(connection).await?;
+                    if !through_pooler {
+                        connection.execute(LIMITS).await?;
+                    }
                     match first {
                         Some(first) => connection.execute(first).await.map(drop),
                         None => Ok(()),
@@ -221,14 +240,29 @@ impl Connection {
         self.inner.as_mut().expect("it is given up by value")
     }
 
-    fn needs_transaction(&self) -> bool {
-        self.way.through_pooler && !self.in_transaction
-    }
-
     /// Executes what needs no preparation.
     async fn say(&mut self, statements: &'static str) -> Result<(), Error> {
         let way = Arc::clone(&self.way);
         way.answer(self.raw().execute(statements)).await.map(drop)
+    }
+
+    /// Through a pooler, begins a transaction for a statement by itself, if there is none; returns whether it did.
+    async fn begin_alone(&mut self) -> Result<bool, Error> {
+        if self.in_transaction {
+            return Ok(false);
+        }
+        self.in_transaction = true;
+        self.raw().execute(BEGIN_ALONE).await?;
+        Ok(true)
+    }
+
+    /// Ends it, if it was begun.
+    async fn end_alone(&mut self, was_begun: bool, went_well: bool) -> Result<(), Error> {
+        if was_begun {
+            self.raw().execute(if went_well { "commit" } else { "rollback" }).await?;
+            self.in_transaction = false;
+        }
+        Ok(())
     }
 }
 
@@ -332,16 +366,13 @@ impl<'c> Executor<'c> for &'c mut Connection {
     {
         let way = Arc::clone(&self.way);
         let answering = async move {
-            if self.needs_transaction() {
-                let mut transaction = self.raw().begin().await?;
-                let answers = transaction.fetch_many(Unnamed(query)).try_collect().await?;
-                transaction.commit().await?;
-                Ok(answers)
-            } else if self.way.through_pooler {
-                self.raw().fetch_many(Unnamed(query)).try_collect().await
-            } else {
-                self.raw().fetch_many(query).try_collect().await
+            if !self.way.through_pooler {
+                return self.raw().fetch_many(query).try_collect().await;
             }
+            let alone = self.begin_alone().await?;
+            let answer = self.raw().fetch_many(Unnamed(query)).try_collect().await;
+            let ended = self.end_alone(alone, answer.is_ok()).await;
+            answer.and_then(|answer| ended.map(|()| answer))
         };
         streamed(async move { way.answer(answering).await }).boxed()
     }
@@ -353,16 +384,13 @@ impl<'c> Executor<'c> for &'c mut Connection {
     {
         let way = Arc::clone(&self.way);
         let answering = async move {
-            if self.needs_transaction() {
-                let mut transaction = self.raw().begin().await?;
-                let answer = transaction.fetch_optional(Unnamed(query)).await?;
-                transaction.commit().await?;
-                Ok(answer)
-            } else if self.way.through_pooler {
-                self.raw().fetch_optional(Unnamed(query)).await
-            } else {
-                self.raw().fetch_optional(query).await
+            if !self.way.through_pooler {
+                return self.raw().fetch_optional(query).await;
             }
+            let alone = self.begin_alone().await?;
+            let answer = self.raw().fetch_optional(Unnamed(query)).await;
+            let ended = self.end_alone(alone, answer.is_ok()).await;
+            answer.and_then(|answer| ended.map(|()| answer))
         };
         async move { way.answer(answering).await }.boxed()
     }

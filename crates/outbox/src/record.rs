@@ -112,6 +112,20 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     Ok(ids.into_iter().filter(|id| !recorded.contains(id)).collect())
 }
 
+/// Whether the claim is still the one that holds; asked without waiting for whoever has its row.
+///
+/// # Errors
+/// When the database is away.
+pub async fn is_still_claimed(pool: &PgPool, result: &Finished) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (select from outbox_action where id = $1 and claim_token = $2 and status = 'running') as "is_still_claimed!""#,
+        result.claim.id(),
+        result.claim.token()
+    )
+    .fetch_one(pool)
+    .await
+}
+
 impl Verdict {
     fn status(&self) -> &'static str {
         match self {

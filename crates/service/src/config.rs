@@ -344,7 +344,7 @@ fn routes(section: &mut Section<'_>) -> BTreeMap<AlertName, Vec<Kind>> {
         let name = match key.parse::<AlertName>() {
             Ok(name) => name,
             Err(_) => {
-                section.problem(&key, "is not the name of an alert Paddle documents");
+                section.problem(&key, "is not the name of an alert about a customer that Paddle documents");
                 continue;
             }
         };

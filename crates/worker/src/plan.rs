@@ -81,35 +81,11 @@ pub fn default_route(name: AlertName) -> &'static [Kind] {
         | BillingAddressUpdated
         | BillingAdjustmentCreated
         | BillingAdjustmentUpdated
-        | BillingApiKeyCreated
-        | BillingApiKeyExpired
-        | BillingApiKeyExpiring
-        | BillingApiKeyRevoked
-        | BillingApiKeyUpdated
-        | BillingApiKeyExposureCreated
         | BillingBusinessCreated
         | BillingBusinessImported
         | BillingBusinessUpdated
-        | BillingClientTokenCreated
-        | BillingClientTokenRevoked
-        | BillingClientTokenUpdated
-        | BillingDiscountCreated
-        | BillingDiscountImported
-        | BillingDiscountUpdated
-        | BillingDiscountGroupCreated
-        | BillingDiscountGroupUpdated
         | BillingPaymentMethodDeleted
         | BillingPaymentMethodSaved
-        | BillingPayoutCreated
-        | BillingPayoutPaid
-        | BillingPriceCreated
-        | BillingPriceImported
-        | BillingPriceUpdated
-        | BillingProductCreated
-        | BillingProductImported
-        | BillingProductUpdated
-        | BillingReportCreated
-        | BillingReportUpdated
         | BillingTransactionBilled
         | BillingTransactionCanceled
         | BillingTransactionCreated

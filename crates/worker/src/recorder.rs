@@ -6,7 +6,7 @@ use std::time::Duration;
 use oarlock_outbox::record::{self, Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +22,9 @@ const BATCH: usize = 256;
 
 /// How often results are written together in vain, since somebody holds a row of one, before each is left to itself.
 const CONFLICTS: u32 = 3;
+
+/// How many of those are tried at once: whoever waits for a row has a connection meanwhile.
+const APART: usize = 2;
 
 /// How long a stopping worker goes on trying to write its last results; their leases end by themselves.
 const LAST_TRIES: Duration = Duration::from_secs(5);
@@ -53,7 +56,7 @@ impl Recorder {
     /// Writes results until all loops have ended and everything is written.
     pub async fn run(self, mut results: mpsc::Receiver<Recordable>) {
         let mut batch = Vec::with_capacity(BATCH);
-        let apart = TaskTracker::new();
+        let (apart, turns) = (TaskTracker::new(), Arc::new(Semaphore::new(APART)));
         while results.recv_many(&mut batch, BATCH).await > 0 {
             let (results, slots): (Vec<Finished>, Vec<Option<Slot>>) = batch.drain(..).unzip();
             match self.write_together(&results).await {
@@ -64,7 +67,7 @@ impl Recorder {
                 // One must not hold up the others.
                 Err(GivenUp::Data | GivenUp::Held) => {
                     for (result, slot) in results.into_iter().zip(slots) {
-                        apart.spawn(self.clone().write_apart(result, slot));
+                        apart.spawn(self.clone().write_apart(result, slot, Arc::clone(&turns)));
                     }
                 }
                 Err(GivenUp::Stopping) => {}
@@ -84,14 +87,28 @@ impl Recorder {
         self.write(&self.pool, results).await
     }
 
-    /// Writes a result however long its row is held; if Postgres does not take it, that it cannot be written.
-    async fn write_apart(self, mut result: Finished, slot: Option<Slot>) {
-        let mut patience = Patience::default();
+    /// Writes a result however long its row is held, unless its claim is lost meanwhile; if Postgres does not take it, that it cannot
+    /// be written.
+    async fn write_apart(self, mut result: Finished, slot: Option<Slot>, turns: Arc<Semaphore>) {
+        let (mut patience, mut tries) = (Patience::default(), LastTries::default());
         let mut is_said = false;
         loop {
-            match self.write(&self.shared, std::slice::from_ref(&result)).await {
+            let turn = turns.acquire().await.expect("nobody closes it");
+            let written = match record::is_still_claimed(&self.shared, &result).await {
+                Ok(false) => {
+                    self.count(std::slice::from_ref(&result), &[result.action_id()]);
+                    return;
+                }
+                // Who cannot be asked will be told all the same.
+                Ok(true) | Err(_) => self.write(&self.shared, std::slice::from_ref(&result)).await,
+            };
+            drop(turn);
+            match written {
                 Ok(()) => break,
-                Err(GivenUp::Held) if !self.shutdown.is_cancelled() => {
+                Err(GivenUp::Held) => {
+                    if tries.are_over(&self.shutdown) {
+                        return give_up(1);
+                    }
                     if patience.is_fresh() {
                         tracing::warn!(action_id = %result.action_id(), "somebody holds the row of an action that has ended: its result waits");
                     }
@@ -103,7 +120,7 @@ impl Recorder {
                     result = result.instead(dead);
                     is_said = true;
                 }
-                Err(GivenUp::Data | GivenUp::Held | GivenUp::Stopping) => return,
+                Err(GivenUp::Data | GivenUp::Stopping) => return,
             }
         }
         drop(slot);
@@ -112,8 +129,7 @@ impl Recorder {
 
     /// Writes results, all or none, however long the database is away.
     async fn write(&self, pool: &PgPool, results: &[Finished]) -> Result<(), GivenUp> {
-        let mut patience = Patience::default();
-        let mut give_up = None;
+        let (mut patience, mut tries) = (Patience::default(), LastTries::default());
         loop {
             match record::record(pool, results).await {
                 Ok(lost) => {
@@ -127,14 +143,8 @@ impl Recorder {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(error, results = results.len(), "results wait for the database");
                     }
-                    let until = *give_up.get_or_insert_with(|| Instant::now() + LAST_TRIES);
-                    if !self.shutdown.is_cancelled() {
-                        give_up = None;
-                    } else if until <= Instant::now() {
-                        tracing::error!(
-                            results = results.len(),
-                            "results could not be written: their actions will be run again"
-                        );
+                    if tries.are_over(&self.shutdown) {
+                        give_up(results.len());
                         return Err(GivenUp::Stopping);
                     }
                     sleep(patience.delay()).await;
@@ -163,4 +173,18 @@ impl Recorder {
             self.bells.of(kind.destination()).notify_one();
         }
     }
+}
+
+/// The time that is left once the worker is told to stop.
+#[derive(Debug, Default)]
+struct LastTries(Option<Instant>);
+
+impl LastTries {
+    fn are_over(&mut self, shutdown: &CancellationToken) -> bool {
+        shutdown.is_cancelled() && *self.0.get_or_insert_with(|| Instant::now() + LAST_TRIES) <= Instant::now()
+    }
+}
+
+fn give_up(results: usize) {
+    tracing::error!(results, "results could not be written: their actions will be run again");
 }

@@ -29,11 +29,12 @@ use crate::{housekeeping, memberships};
 /// Results that may wait to be written; beyond it the loops wait with them.
 const RESULTS: usize = 1024;
 
-/// Connections with one purpose each: planning, and recording.
+/// Connections with one purpose each: planning, and recording; and one that listens in any case.
 const OWN_CONNECTIONS: u32 = 2;
+const LISTENING: u32 = 1;
 
-/// How many there should be for everything else, the one that listens included; with fewer all share all.
-const SHARED_CONNECTIONS: u32 = 3;
+/// How many there should be for everything else; with fewer all share all.
+const SHARED_CONNECTIONS: u32 = 2;
 
 /// How long a claim may wait for its slot.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -55,7 +56,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tracing::warn!("neither [jira] nor [slack] is configured: no action will be planned");
     }
 
-    let max_connections = config.database.max_connections;
+    let max_connections = config.database.max_connections - LISTENING;
     let is_roomy = max_connections >= OWN_CONNECTIONS + SHARED_CONNECTIONS;
     let max_connections = max_connections - if is_roomy { OWN_CONNECTIONS } else { 0 };
     let shared = Database { max_connections, ..config.database.clone() };

@@ -46,15 +46,15 @@ impl Bells {
 
 /// Listens until the token is cancelled, through any absence of the database.
 pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
-    let Some(straight) = pool.straight() else {
+    if pool.straight().is_none() {
         // The server that heard LISTEN would be another client's in the next moment.
         return tracing::info!("through a pooler: no notifications, the poll alone");
-    };
+    }
     let mut patience = Patience::default();
     loop {
         let result = tokio::select! {
             () = shutdown.cancelled() => return,
-            result = listen_once(straight, pool.gives_up(), bells, &mut patience) => result,
+            result = listen_once(&pool, bells, &mut patience) => result,
         };
         if let Err(error) = result {
             let error = &error as &dyn std::error::Error;
@@ -67,22 +67,24 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
     }
 }
 
-/// Listens until the connection is lost, or `gives_up` says that it leads to where nobody notifies any more: after a failover
-/// the old primary may go on answering.
-async fn listen_once(
-    pool: &sqlx::PgPool,
-    gives_up: impl Future<Output = ()>,
-    bells: &Bells,
-    patience: &mut Patience,
-) -> Result<(), sqlx::Error> {
-    let mut gives_up = pin!(gives_up);
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
-    // Where nobody writes nobody notifies.
-    let read_only = sqlx::query_scalar("select current_setting('transaction_read_only')::bool");
-    if read_only.fetch_one(&mut listener).await? {
-        return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
-    }
+/// Listens until the connection is lost, or others learn that it leads to where nobody notifies any more: after a failover the old
+/// primary may go on answering.
+async fn listen_once(pool: &PgPool, bells: &Bells, patience: &mut Patience) -> Result<(), sqlx::Error> {
+    // A connection for this alone: what has fallen silent is waited for as it is let go of.
+    let own = pool.apart(1);
+    let Some(straight) = own.straight() else { return Ok(()) };
+    let mut gives_up = pin!(pool.gives_up());
+    let mut listener = in_time(async {
+        let mut listener = PgListener::connect_with(straight).await?;
+        listener.listen(CHANNEL).await?;
+        // Where nobody writes nobody notifies.
+        let read_only = sqlx::query_scalar("select current_setting('transaction_read_only')::bool");
+        if read_only.fetch_one(&mut listener).await? {
+            return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+        }
+        Ok(listener)
+    })
+    .await?;
     patience.reset();
     // What was notified while nobody listened is not told again.
     bells.planner.notify_one();
@@ -92,8 +94,7 @@ async fn listen_once(
             notification = listener.try_recv() => notification?,
             () = &mut gives_up => None,
             () = sleep(SILENCE) => {
-                let asked = timeout(ANSWER, sqlx::query("select 1").execute(&mut listener));
-                asked.await.map_err(|_| sqlx::Error::Protocol("no answer".to_owned()))??;
+                in_time(sqlx::query("select 1").execute(&mut listener)).await?;
                 continue;
             }
         };
@@ -103,4 +104,8 @@ async fn listen_once(
             Err(_) => bells.planner.notify_one(),
         }
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(sqlx::Error::Protocol("no answer".to_owned())))
 }

@@ -55,12 +55,12 @@ impl PublicKeys {
     }
 
     pub(super) fn verify(&self, body: Bytes, says_json: bool) -> Result<NewAlert, Refusal> {
-        if self.is_empty() {
-            return Err(Refusal::NotConfigured);
-        }
-        // A notification of Billing whose header was lost is no broken form.
+        // A notification of Billing whose header was lost is no broken form, and not Classic's to be configured for.
         if says_json {
             return Err(Refusal::NoSignature);
+        }
+        if self.is_empty() {
+            return Err(Refusal::NotConfigured);
         }
         let mut fields = decode(&body)?;
         let at = fields.iter().position(|(name, _)| name.as_ref() == SIGNATURE).ok_or(Refusal::NoSignature)?;
