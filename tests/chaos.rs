@@ -245,10 +245,8 @@ async fn story_of(oarlock: &Oarlock, email: &str) -> String {
     let names: Vec<&str> = [Some(email), account.as_deref()].into_iter().flatten().collect();
     let now = (Utc::now(), Instant::now());
     let calls = oarlock.sandbox.calls().into_iter().filter_map(|call| {
-        let mut words: Vec<&str> = call.query.values().map(String::as_str).collect();
-        collect_text(call.request.as_ref().unwrap_or(&Value::Null), &mut words);
         let at = |instant| now.0 - (now.1 - instant);
-        words.iter().any(|word| names.contains(word)).then(|| {
+        words_of(&call).iter().any(|word| names.contains(word)).then(|| {
             let (started, finished) = (at(call.started), call.finished.map(at));
             format!(
                 "{started} to {finished:?}: {} {} {:?}, worked: {}",
@@ -320,9 +318,7 @@ fn assert_apart(oarlock: &Oarlock, histories: &[History]) {
     }
     let mut by_customer: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
     for call in oarlock.sandbox.calls().into_iter().filter(|call| call.service == Service::JiraCloud) {
-        let mut words: Vec<&str> = call.query.values().map(String::as_str).collect();
-        collect_text(call.request.as_ref().unwrap_or(&Value::Null), &mut words);
-        match words.into_iter().find_map(|word| names.get(word).copied()) {
+        match words_of(&call).into_iter().find_map(|word| names.get(word).copied()) {
             Some(email) => by_customer.entry(email).or_default().push(call),
             // Groups are looked up by name for everybody.
             None => assert!(call.is("GET", "/rest/api/3/group/bulk"), "whom is it about? {call:?}"),
@@ -338,6 +334,13 @@ fn assert_apart(oarlock: &Oarlock, histories: &[History]) {
             assert!(over <= pair[1].started, "overlap: {pair:#?}");
         }
     }
+}
+
+/// All texts in what was asked.
+fn words_of(call: &Call) -> Vec<&str> {
+    let mut words = call.query.values().map(String::as_str).collect();
+    collect_text(call.request.as_ref().unwrap_or(&Value::Null), &mut words);
+    words
 }
 
 fn collect_text<'v>(value: &'v Value, words: &mut Vec<&'v str>) {

@@ -32,11 +32,17 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// goes on waiting there, and does what it was asked to when nobody wants it any more.
 const LIMITS: &str = "set lock_timeout = '10s'; set statement_timeout = '25s'";
 
+macro_rules! local_limits {
+    () => {
+        "set local lock_timeout = '10s'; set local statement_timeout = '25s'"
+    };
+}
+
 /// The same for a transaction, where the session may be another's in the next moment.
-const LOCAL_LIMITS: &str = "set local lock_timeout = '10s'; set local statement_timeout = '25s'";
+const LOCAL_LIMITS: &str = local_limits!();
 
 /// A transaction for one statement, there.
-const BEGIN_ALONE: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s'";
+const BEGIN_ALONE: &str = concat!("begin; ", local_limits!());
 
 /// Whoever has no answer by then gets none any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
