@@ -300,6 +300,38 @@ async fn what_was_found_is_found_under_any_address() {
     assert!(oarlock.jira().group("commercial-support").has("b7@example.com"), "{}", oarlock.outbox().await);
 }
 
+/// A site that is off the air says of everybody that they are not there; whose address is hidden would not be found again.
+#[tokio::test]
+async fn a_jira_that_knows_nobody_for_a_moment_is_not_believed() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    oarlock.settles().await;
+    oarlock.jira().hide_email(ANN);
+    oarlock.jira().fail(Fault::status(404));
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
+    oarlock.until("the pause", "select paused_until > now() from destination where name = 'jira'").await;
+    oarlock.jira().clear_faults();
+    oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// What can be read of an account may contradict itself, as an index that is late does: nothing is taken for granted then.
+#[tokio::test]
+async fn an_account_that_is_there_and_is_not_keeps_its_removal_open() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "2").start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.jira().fail(Fault::status(404).on("DELETE", "/rest/api/3/group/user"));
+    oarlock.jira().fail(Fault::status(404).on("GET", "/rest/api/3/user/groups"));
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.until("it is dead", "select count(*) = 1 from dead_letter").await;
+    oarlock.jira().clear_faults();
+    oarlock.sql("select replay_dead_letters()").await;
+    oarlock.settles().await;
+    assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
 #[tokio::test]
 async fn a_removal_that_fails_is_drift() {
     let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "2").start().await;

@@ -113,7 +113,7 @@ pub async fn jira_account(pool: &PgPool, email: &str) -> Result<Option<String>, 
     Ok(row.flatten())
 }
 
-/// Keeps the Jira account found for this customer; none forgets it.
+/// Keeps the Jira account found for this customer.
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
@@ -121,7 +121,7 @@ pub async fn keep_jira_account(
     pool: &PgPool,
     claim: &Claim,
     email: &str,
-    account: Option<&str>,
+    account: &str,
 ) -> Result<(), FencedWriteError> {
     let written = sqlx::query!(
         "insert into customer (email, jira_account) select $1, $2

@@ -92,6 +92,12 @@ impl Fault {
         Self::text(status, "text/html; charset=utf-8", page)
     }
 
+    /// The header of a page, and nothing after it: as servlets answer that were given nothing to say.
+    #[must_use]
+    pub fn empty_page(status: u16) -> Self {
+        Self::text(status, "text/html;charset=UTF-8", "")
+    }
+
     /// Says it is JSON, and breaks off in the middle.
     #[must_use]
     pub fn malformed(status: u16) -> Self {

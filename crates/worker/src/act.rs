@@ -163,14 +163,11 @@ async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<Invite
     let email = claim.subject.as_str();
     let known = ledger::jira_account(pool, email).await?.map(AccountId::new);
     let invited = match (jira.invite(email, known.as_ref()).await, &known) {
-        (Err(Failure { meaning: Meaning::AccountGone, .. }), Some(_)) => {
-            ledger::keep_jira_account(pool, claim, email, None).await?;
-            jira.invite(email, None).await?
-        }
+        (Err(Failure { meaning: Meaning::AccountGone, .. }), Some(_)) => jira.invite(email, None).await?,
         (invited, _) => invited?,
     };
     if known.as_ref() != Some(&invited.account) {
-        ledger::keep_jira_account(pool, claim, email, Some(invited.account.as_str())).await?;
+        ledger::keep_jira_account(pool, claim, email, invited.account.as_str()).await?;
     }
     Ok(invited.outcome)
 }

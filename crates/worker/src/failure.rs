@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// A call that did not do what it should have.
 ///
-/// `detail` is for operators (`last_error`) and for logs: a vendor's code and message, never an e-mail address, a token
-/// or a body. Build it with [`Failure::new`], which sees to that.
+/// `detail` is for operators (`last_error`) and for logs: a vendor's code and message, never a token or a body, and no e-mail
+/// address, which [`Failure::new`] takes out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Failure {
@@ -26,7 +26,7 @@ pub enum Meaning {
     Configuration,
     /// Will never work for this customer: dead at once.
     Permanent,
-    /// The account behind the identity we kept is no longer there: forget it and look again; dead if that finds nobody.
+    /// The account behind the identity we kept is no longer there: look again; dead if that finds nobody.
     AccountGone,
     /// A code nobody has met: retried a few times, then dead.
     Unknown,
@@ -37,7 +37,8 @@ impl Failure {
     const LONGEST: usize = 300;
 
     pub fn new(meaning: Meaning, http_status: Option<u16>, detail: impl AsRef<str>) -> Self {
-        Self { meaning, http_status, detail: without_addresses(detail.as_ref()) }
+        let detail = without_addresses(detail.as_ref()).chars().take(Self::LONGEST).collect();
+        Self { meaning, http_status, detail }
     }
 
     pub fn detail(&self) -> &str {
@@ -46,7 +47,7 @@ impl Failure {
 }
 
 /// Leaves out whatever holds an `@`: a vendor's message quotes the address it was given.
-fn without_addresses(text: &str) -> String {
+pub(crate) fn without_addresses(text: &str) -> String {
     // A control character would be refused by Postgres (NUL) or garble a log.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let is_break =
@@ -61,7 +62,7 @@ fn without_addresses(text: &str) -> String {
             clean.push_str(word);
         }
     }
-    clean.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(Failure::LONGEST).collect()
+    clean.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -152,9 +152,16 @@ async fn receive(
     let _ = LAST_STATUS.try_with(|last| last.set(Some(response.status().as_u16())));
     let mut body = Vec::new();
     while body.len() < LARGEST_ANSWER {
-        let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? else { break };
-        let room = LARGEST_ANSWER - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                let room = LARGEST_ANSWER - body.len();
+                body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            }
+            Ok(None) => break,
+            // The status of an error says enough by itself.
+            Err(_) if !response.status().is_success() => break,
+            Err(error) => return Err(no_answer(&error)),
+        }
     }
     Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), body, received: Utc::now() })
 }
@@ -199,6 +206,10 @@ impl Answer {
 
     /// Whether a page for people came, so that not the API answered but something before it: a proxy, a login, a notice.
     pub(crate) fn is_page(&self) -> bool {
+        // Nothing comes with these two, whatever the header says of it.
+        if matches!(self.status, 204 | 205) {
+            return false;
+        }
         let html = self.header("content-type").is_some_and(|kind| kind.to_ascii_lowercase().contains("html"));
         html || self.body.trim_ascii_start().starts_with(b"<")
     }
@@ -272,6 +283,9 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -347,6 +361,24 @@ mod tests {
         assert!(error.is_ok(), "base64 carries anything");
         let error = bearer(&"ge\nheim".into(), "x.token").unwrap_err().to_string();
         assert!(error.contains("x.token") && !error.contains("heim"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_error_that_breaks_off_is_the_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let client = Client::new(&base, HeaderMap::new(), PAUSE).unwrap();
+        for (status, expected) in [(200, None), (401, Some(401)), (429, Some(429)), (503, Some(503))] {
+            let answering = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let head = format!("HTTP/1.1 {status} X\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\n{{\"ok\":");
+                stream.read_buf(&mut Vec::new()).await.unwrap();
+                stream.write_all(head.as_bytes()).await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(send(client.get("/user")), answering);
+            assert_eq!(answer.as_ref().ok().map(|answer| answer.status), expected);
+            assert_eq!(answer.ok().and_then(|answer| answer.retry_after()), expected.map(|_| Duration::from_secs(7)));
+        }
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use oarlock_service::config::{self, JiraEdition, Membership};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::failure::{Failure, Meaning};
+use crate::failure::{Failure, Meaning, without_addresses};
 use crate::finding::{Finding, Vendor};
 use crate::http::Answer;
 use crate::outcome::{Added, InviteOutcome, Removed};
@@ -90,16 +90,17 @@ impl Jira {
     /// The account behind `email`, if exactly one provably is. Never the first of several.
     ///
     /// # Errors
-    /// What Jira refused.
+    /// What Jira refused; [`Meaning::Permanent`] if several accounts have this address.
     pub async fn find(&self, email: &str) -> Result<Option<AccountId>, Failure> {
         let found = match &self.edition {
             Edition::Cloud(client) => client.find(email).await?,
             Edition::DataCenter(client) => client.find(email).await?,
         };
-        Ok(match found {
-            Found::One(account) => Some(account),
-            Found::Nobody | Found::Several => None,
-        })
+        match found {
+            Found::One(account) => Ok(Some(account)),
+            Found::Nobody => Ok(None),
+            Found::Several => Err(unproved(&found, "searching the account")),
+        }
     }
 
     /// # Errors
@@ -242,7 +243,8 @@ fn entrance(vendor: &Vendor, edition: Result<String, Failure>, myself: Result<St
 /// Status first, then text: texts may be translated to the language of the calling account.
 fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
     let message = message(answer);
-    let lower = message.to_lowercase();
+    // A customer's address is quoted, and must not decide.
+    let lower = without_addresses(&message).to_lowercase();
     let is = |meaning| answer.meaning(meaning, what, &message);
     let configuration = |advice: &str| {
         let colon = if message.is_empty() { "" } else { ": " };
@@ -251,6 +253,8 @@ fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
     match answer.status {
         // A proxy or a login page that says 200 to everything would otherwise pass for success.
         200..=299 if !answer.is_page() => Ok(Said::Done),
+        // Both a change that Jira has nothing to say of and a login that failed have been seen to look like this.
+        200..=299 if answer.body.is_empty() => Ok(Said::Refused(answer.failure(what, "an empty page", ADDRESS))),
         400 | 404 if answer.is_page() => Err(match answer.status {
             404 => configuration("no Jira at this address; is jira.base_url right?"),
             _ => is(Meaning::Unknown),

@@ -75,8 +75,8 @@ pub fn wanted(rules: &[JiraAccess], plans: &[String]) -> Vec<Membership> {
     wanted
 }
 
-/// Gives a membership to the customer's Jira account: the one kept, else found, else invited. If the kept one turns out to
-/// be gone it is forgotten, and what is found then is given it. Returns whether the customer was not a member before.
+/// Gives a membership to the customer's Jira account: the one kept, else found, else invited. One that turns out to be gone is
+/// kept until another is found: a Jira that is taken off the air for a moment says of everybody that they are gone. Returns whether the customer was not a member before.
 async fn give(
     pool: &PgPool,
     jira: &Jira,
@@ -87,9 +87,7 @@ async fn give(
     let email = claim.subject.as_str();
     if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
         match give_to(pool, jira, claim, membership, known, &kept).await {
-            Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {
-                ledger::keep_jira_account(pool, claim, email, None).await?;
-            }
+            Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {}
             result => return result,
         }
     }
@@ -97,7 +95,7 @@ async fn give(
         Some(account) => account,
         None => jira.invite(email, None).await?.account,
     };
-    ledger::keep_jira_account(pool, claim, email, Some(account.as_str())).await?;
+    ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
     give_to(pool, jira, claim, membership, known, &account).await
 }
 
@@ -165,8 +163,14 @@ async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) ->
         Ok(_) => {}
         Err(Failure { meaning: Meaning::AccountGone, .. }) => {
             // The account goes on under another id, or not at all; then there is nothing to take away.
-            ledger::keep_jira_account(pool, claim, email, None).await?;
-            if let Some(account) = jira.find(email).await?.filter(|account| account.as_str() != given.account) {
+            if let Some(account) = jira.find(email).await? {
+                if account.as_str() == given.account {
+                    let meaning = Meaning::Transient { retry_after: None };
+                    return Err(
+                        Failure::new(meaning, None, "Jira finds the account and says that it is not there").into()
+                    );
+                }
+                ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
                 jira.remove(&membership, &account).await?;
             }
         }

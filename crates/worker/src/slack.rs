@@ -230,8 +230,7 @@ struct Reply {
 
 #[derive(Deserialize)]
 struct Metadata {
-    #[serde(default)]
-    messages: Vec<String>,
+    messages: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -276,9 +275,9 @@ fn outcome(answer: &Answer, method: &str) -> Result<InviteOutcome, Failure> {
         let (needed, provided) = (reply.needed.as_deref(), reply.provided.as_deref());
         said += &format!(", needed {}, provided {}", needed.unwrap_or("unknown"), provided.unwrap_or("unknown"));
     }
-    for message in reply.response_metadata.iter().flat_map(|metadata| &metadata.messages) {
+    for message in reply.response_metadata.and_then(|metadata| metadata.messages).unwrap_or_default() {
         said += "; ";
-        said += message;
+        said += &message;
     }
     Err(answer.meaning(meaning, method, &said))
 }
@@ -289,7 +288,9 @@ fn meaning(code: &str, answer: &Answer) -> Meaning {
         "invalid_email" | "user_disabled" | "failed_looking_up_user" | "user_not_found" => Meaning::Permanent,
 
         "ratelimited" | "ratelimit" => Meaning::RateLimited { retry_after: answer.pause() },
-        "invite_limit_reached" => Meaning::RateLimited { retry_after: answer.retry_after().unwrap_or(INVITE_LIMIT_PAUSE) },
+        "invite_limit_reached" => {
+            Meaning::RateLimited { retry_after: answer.retry_after().unwrap_or_default().max(INVITE_LIMIT_PAUSE) }
+        }
         "connection_limit_exceeded_pending" => Meaning::Transient { retry_after: Some(PENDING_INVITE_WAIT) },
 
         // Of the first two Slack says that something may have been done all the same; a repeat then answers already_….
@@ -397,6 +398,8 @@ mod tests {
 
     #[test]
     fn statuses_and_bodies() {
+        let body = r#"{"ok":false,"error":"invite_limit_reached","response_metadata":{"messages":null}}"#;
+        check(200, &[("retry-after", "0")], body, Err(Meaning::RateLimited { retry_after: INVITE_LIMIT_PAUSE }));
         let configuration = Err(Meaning::Configuration);
         let transient = Err(Meaning::Transient { retry_after: NOW });
         let limited = |seconds| Err(Meaning::RateLimited { retry_after: Duration::from_secs(seconds) });

@@ -11,6 +11,7 @@ use oarlock_worker::jira::{AccountId, Jira};
 use oarlock_worker::outcome::{Added, InviteOutcome, Removed};
 use oarlock_worker::paddle::Paddle;
 use oarlock_worker::slack::Slack;
+use serde_json::json;
 
 const ANN: &str = "ann@example.com";
 const EDITIONS: [Edition; 2] = [Edition::Cloud, Edition::DataCenter];
@@ -370,6 +371,56 @@ async fn jira_out_of_order() {
         }
         site.fail(Fault::malformed(200));
         assert_eq!(meaning(jira.find(ANN).await), Meaning::Transient { retry_after: None });
+        site.clear_faults();
+    }
+}
+
+/// What no description has, and what Jira or what lies before it has been seen to answer or may well.
+#[tokio::test]
+async fn jira_says_odd_things() {
+    let sandbox = unrecorded().await;
+    for edition in EDITIONS {
+        let (jira, site) = (jira(&sandbox, edition), sandbox.jira(edition));
+        let account = jira.invite(ANN, None).await.expect("invited").account;
+
+        // The service desk's API is not there, though Jira and the account are.
+        site.fail(Fault::status(404).on("*", "/rest/servicedeskapi/**"));
+        assert_eq!(meaning(jira.is_member(&organization(), &account).await), Meaning::Configuration);
+        assert_eq!(meaning(jira.add(&organization(), &account).await), Meaning::Configuration);
+        assert_eq!(meaning(jira.remove(&organization(), &account).await), Meaning::Configuration);
+        site.clear_faults();
+
+        // A conflict is no membership.
+        for (membership, path) in
+            [(group(), "/rest/api/*/group/user"), (organization(), "/rest/servicedeskapi/organization/17/user")]
+        {
+            site.fail(Fault::status(409).on("POST", path));
+            assert_eq!(meaning(jira.add(&membership, &account).await), Meaning::Unknown);
+            site.clear_faults();
+
+            // Done, and said with nothing under the header of a page; or not done, and said the same.
+            let nothing = |status| Fault::empty_page(status).on("*", path);
+            site.fail(nothing(204).after_effect().times(1));
+            assert_eq!(jira.add(&membership, &account).await, Ok(Added::Now));
+            site.fail(nothing(200).on("DELETE", path).times(1));
+            assert_eq!(meaning(jira.remove(&membership, &account).await), Meaning::Transient { retry_after: None });
+            site.fail(nothing(200).on("DELETE", path).after_effect().times(1));
+            assert_eq!(jira.remove(&membership, &account).await, Ok(Removed::NotThere));
+            site.fail(nothing(200).on("POST", path).after_effect().times(1));
+            assert_eq!(jira.add(&membership, &account).await, Ok(Added::Already));
+        }
+
+        // A group without an id.
+        if edition == Edition::Cloud {
+            let groups = json!([{ "name": "old", "groupId": null }, { "name": "commercial-support", "groupId": "g" }]);
+            site.fail(Fault::status(200).body(groups).on("GET", "/rest/api/3/user/groups").times(1));
+            assert_eq!(jira.is_member(&group(), &account).await, Ok(true));
+        }
+
+        // Two accounts have the address: neither is provably theirs.
+        let twin = |id| json!({ "accountId": id, "name": id, "emailAddress": ANN });
+        site.fail(Fault::status(200).body(json!([twin("1"), twin("2")])).on("GET", "/rest/api/*/user/search"));
+        assert_eq!(meaning(jira.find(ANN).await), Meaning::Permanent);
         site.clear_faults();
     }
 }

@@ -160,7 +160,7 @@ impl Client {
                 }
                 // By name too: the id we keep may be that of a group since deleted and made again.
                 let groups: Vec<Group> = read(&answer, &what)?;
-                Ok(groups.iter().any(|group| group.group_id == id || group.name == *name))
+                Ok(groups.iter().any(|group| group.group_id.as_ref() == Some(&id) || group.name == *name))
             }
             Membership::Organization(id) => {
                 let mut start = Some(0);
@@ -168,7 +168,8 @@ impl Client {
                     let query = [("accountId", account.as_str()), ("start", &at.to_string()), ("limit", "50")];
                     let answer = send(self.http.get("rest/servicedeskapi/organization").query(&query)).await?;
                     if let Said::NotFound(failure) = said(&answer, &what)? {
-                        return Err(account_gone(&failure, &what));
+                        self.exists(account, &what).await?;
+                        return Err(failure);
                     }
                     let page: Page<Organization> = read(&answer, &what)?;
                     if page.values.iter().any(|organization| organization.id == *id) {
@@ -185,14 +186,11 @@ impl Client {
         let what = format!("adding to {}", name(to));
         match self.change(Change::Add, to, account, &what).await? {
             Said::Done => Ok(Added::Now),
-            Said::Already(_) => Ok(Added::Already),
+            // A conflict (409) is not documented here, and may be one of two changes at once.
+            Said::Already(failure) if failure.http_status != Some(409) => Ok(Added::Already),
             // Texts are translated and not documented: a refusal because of a membership may look like any other.
-            Said::Refused(failure) | Said::NotMember(failure) => {
-                if self.is_member(to, account).await? {
-                    Ok(Added::Already)
-                } else {
-                    Err(failure)
-                }
+            Said::Already(failure) | Said::Refused(failure) | Said::NotMember(failure) => {
+                if self.is_member(to, account).await? { Ok(Added::Already) } else { Err(failure) }
             }
             Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
         }
@@ -302,7 +300,7 @@ impl Client {
         let what = format!("looking up the group {name:?}");
         let answer = send(self.http.get("rest/api/3/group/bulk").query(&[("groupName", name)])).await?;
         let page: Page<Group> = read(&answer, &what)?;
-        let found = page.values.into_iter().find(|group| group.name == name).map(|group| group.group_id);
+        let found = page.values.into_iter().find(|group| group.name == name).and_then(|group| group.group_id);
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
             Some(id) => {
@@ -366,7 +364,7 @@ impl Client {
                 VENDOR.finding("jira.group", Some(name), found, remedy)
             }
             Membership::Organization(id) => {
-                let found = until(deadline, self.sees_organization(id)).await;
+                let found = until(deadline, self.sees_organization(id, &myself)).await;
                 let remedy = "correct the number in jira.access (GET /rest/servicedeskapi/organization lists them), and make the \
                               token's account agent or administrator of a service desk";
                 VENDOR.finding("jira.organization", Some(id), found, remedy)
@@ -424,7 +422,7 @@ impl Client {
         let mine = self.groups_of(myself).await?;
         for access in ["admin", "site-admin"] {
             let making = self.groups_with(access).await?.unwrap_or_default();
-            if let Some(group) = mine.iter().find(|group| making.contains(&group.group_id)) {
+            if let Some(group) = mine.iter().find(|group| group.is_among(&making)) {
                 return Ok(format!("may invite: administrator by the group {:?}", group.name));
             }
         }
@@ -438,7 +436,7 @@ impl Client {
         let Some(making) = self.groups_with("site-admin").await?.filter(|making| !making.is_empty()) else {
             return Ok("not proven: Jira does not tell which groups make a site administrator".to_owned());
         };
-        match mine.iter().find(|group| making.contains(&group.group_id)) {
+        match mine.iter().find(|group| group.is_among(&making)) {
             Some(group) => Ok(format!("may change groups: site administrator by the group {:?}", group.name)),
             None => {
                 let detail =
@@ -465,17 +463,18 @@ impl Client {
             }
             let page: Page<Group> = read(&answer, "asking which groups administer")?;
             start = page.next(at);
-            ids.extend(page.values.into_iter().map(|group| group.group_id));
+            ids.extend(page.values.into_iter().filter_map(|group| group.group_id));
         }
         Ok(Some(ids))
     }
 
-    /// Its people are shown to those who may add some.
-    async fn sees_organization(&self, id: &str) -> Result<String, Failure> {
+    /// Its people are shown to those who may add some; which organizations somebody is in, to agents alone.
+    async fn sees_organization(&self, id: &str, myself: &AccountId) -> Result<String, Failure> {
         let what = format!("looking at the people of organization {id}");
         let organization = self.organization(id).await?;
         let request = self.http.get(&format!("rest/servicedeskapi/organization/{id}/user")).query(&[("limit", "1")]);
         said(&send(request).await?, &what)?.done()?;
+        self.is_member(&Membership::Organization(id.to_owned()), myself).await?;
         Ok(format!("there: {:?}", organization.name.unwrap_or_default()))
     }
 }
@@ -532,7 +531,14 @@ impl From<User> for AccountId {
 #[serde(rename_all = "camelCase")]
 struct Group {
     name: String,
-    group_id: String,
+    /// Null for some, which can then not be changed either.
+    group_id: Option<String>,
+}
+
+impl Group {
+    fn is_among(&self, ids: &[String]) -> bool {
+        self.group_id.as_ref().is_some_and(|id| ids.contains(id))
+    }
 }
 
 #[derive(Deserialize)]

@@ -209,14 +209,11 @@ impl Client {
         };
         match said(&send(request).await?, &what)? {
             Said::Done => Ok(Added::Now),
-            Said::Already(_) => Ok(Added::Already),
+            // A conflict (409) is not documented here, and may be one of two changes at once.
+            Said::Already(failure) if failure.http_status != Some(409) => Ok(Added::Already),
             // Texts are translated: a refusal because of a membership may look like any other.
-            Said::Refused(failure) | Said::NotMember(failure) => {
-                if self.is_member(to, account).await? {
-                    Ok(Added::Already)
-                } else {
-                    Err(failure)
-                }
+            Said::Already(failure) | Said::Refused(failure) | Said::NotMember(failure) => {
+                if self.is_member(to, account).await? { Ok(Added::Already) } else { Err(failure) }
             }
             Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
         }

@@ -32,7 +32,8 @@ fn check(status: u16, headers: &[(&'static str, &str)], body: &str, expected: Is
         Ok(Said::Already(failure)) => (Is::Already, failure.detail().to_owned()),
         Ok(Said::NotMember(failure)) => (Is::NotMember, failure.detail().to_owned()),
         Ok(Said::Refused(failure)) => {
-            assert_eq!(failure.meaning, Meaning::Permanent, "{status} {body}");
+            let meaning = if status == 400 { Meaning::Permanent } else { Meaning::Transient { retry_after: None } };
+            assert_eq!(failure.meaning, meaning, "{status} {body}");
             (Is::Refused, failure.detail().to_owned())
         }
         Ok(Said::NotFound(failure)) => {
@@ -58,7 +59,8 @@ fn cloud_platform() {
     check(200, &[], "[]", Is::Done);
     check(201, &[], r#"{"name":"support"}"#, Is::Done);
     check(204, &[], "", Is::Done);
-    check(200, &[("content-type", "text/html; charset=utf-8")], "", TRANSIENT);
+    check(204, &[("content-type", "text/html; charset=utf-8")], "", Is::Done);
+    check(200, &[("content-type", "text/html; charset=utf-8")], "", Is::Refused);
     check(200, &[], "\n<!DOCTYPE html>", TRANSIENT);
     check(400, &[], &platform("Cannot add user. User is already a member of '{1}'"), Is::Already);
     check(400, &[], &platform("The group is READ-ONLY"), CONFIGURATION);
@@ -124,6 +126,7 @@ fn data_center() {
     );
     check(400, &[], &service_desk("A user with that username already exists.", ""), Is::Already);
     check(400, &[], &platform("Cannot add user, the directory is read-only"), CONFIGURATION);
+    check(400, &[], &platform("'ann@read-only.example' cannot be added"), Is::Refused);
     check(400, &[], &platform("Empty group name"), Is::Refused);
     check(401, &[("www-authenticate", "OAuth realm")], "<html>", CONFIGURATION);
     let captcha = "CAPTCHA_CHALLENGE; login-url=https://jira.example/login.jsp";
