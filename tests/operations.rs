@@ -195,14 +195,21 @@ async fn bad_configuration_is_said_all_at_once() {
         .set("OARLOCK_JIRA__EDITION", "server")
         .set("OARLOCK_SLACK__TOKEN_FILE", "/nowhere/hunter2")
         .set("OARLOCK_SLACK__TYPO", "x")
+        .set("OARLOCK_SLACK__TEAM_ID", "")
         .prepare(Database::create().await)
         .await;
     for program in ["oarlock-receiver", "oarlock-worker"] {
         let Exited { code, output } = run(&oarlock, program, &[]).await;
         assert_eq!(code, Some(2), "{output}");
-        for key in
-            ["receiver.listen", "paddle.billing.tolerance", "worker.lease", "jira.edition", "slack.typo", "slack.token"]
-        {
+        for key in [
+            "receiver.listen",
+            "paddle.billing.tolerance",
+            "worker.lease",
+            "jira.edition",
+            "slack.typo",
+            "slack.token",
+            "slack.team_id",
+        ] {
             assert_eq!(output.lines().filter(|line| line.starts_with(key)).count(), 1, "{key}\n{output}");
         }
         assert!(!output.contains(oarlock_sandbox::SLACK_TOKEN), "{output}");
@@ -487,6 +494,26 @@ async fn retention_stands_back_while_something_is_due() {
     oarlock.slack().clear_faults();
     oarlock.until("the old one is gone", "select count(*) = 2 from outbox").await;
     assert!(oarlock.slack().invited("bob@example.com") && oarlock.slack().invited("eve@example.com"));
+}
+
+/// What somebody holds is left until the next round, without looking again and again.
+#[tokio::test]
+async fn retention_leaves_what_somebody_holds() {
+    let mut oarlock = Oarlock::start().await;
+    for who in ["ann", "bob", "eve"] {
+        oarlock.paddle_sends(&Classic::named("transfer_paid", &format!("{who}@example.com"))).await;
+    }
+    oarlock.settles().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.sets_up("update outbox set finished_at = finished_at - interval '91 days'").await;
+    let mut holding = oarlock.pool().begin().await.unwrap();
+    sqlx::query("select from outbox order by id limit 1 for update").execute(&mut *holding).await.unwrap();
+    oarlock.start_worker().await;
+    let round = |line: &serde_json::Value| {
+        line["message"].as_str().is_some_and(|text| text.starts_with("deleted finished alerts")) && line["alerts"] == 2
+    };
+    oarlock.worker().says("that the round is over", round).await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox").await, 1);
 }
 
 /// An alert that Postgres does not take at planning is buried, and holds up nobody.

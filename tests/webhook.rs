@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oarlock_sandbox::paddle::{Billing, BillingAlert, BillingSigner, Classic, ClassicAlert, ClassicSigner, Signed};
-use oarlock_tests::{Database, Oarlock, PATIENCE, Settings, WEBHOOK_SECRET};
+use oarlock_tests::{Database, Oarlock, PATIENCE, Pooler, Settings, WEBHOOK_SECRET};
 use reqwest::header::{ALLOW, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
@@ -719,20 +719,47 @@ async fn a_database_that_is_slow_is_answered_503() {
 /// While somebody listens and never reads, the notifications that wait may come to fill all the room there is for them.
 #[tokio::test]
 async fn what_no_worker_can_be_told_of_is_stored_all_the_same() {
-    let oarlock = receiver().start().await;
-    // Found before Postgres's own, and fails as that does then.
+    tells_nobody(&receiver().start().await).await;
+}
+
+/// A commit that fails ends its transaction: the next statement has one of its own again, whatever server that comes to.
+#[tokio::test]
+async fn what_no_worker_can_be_told_of_is_stored_through_a_pooler() {
+    let database = Database::create().await;
+    let pooler = Pooler::start(&database, 3).await;
+    let oarlock = receiver().database_url(pooler.url()).start_on(database).await;
+    // Others, who are given the servers in between.
+    let others = sqlx::PgPool::connect_with(pooler.way()).await.unwrap();
+    let mut busy = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let others = others.clone();
+        busy.spawn(async move { while sqlx::raw_sql("select 1").execute(&others).await.is_ok() {} });
+    }
+    tells_nobody(&oarlock).await;
+    busy.shutdown().await;
+}
+
+async fn tells_nobody(oarlock: &Oarlock) {
+    // Found before Postgres's own, and fails when that does: at the commit.
     oarlock
         .sets_up(
-            "create function pg_notify(text, text) returns void language plpgsql as $$
+            "create table told (number bigint generated always as identity);
+             grant insert on told to public; grant select on told_number_seq to public;
+             create function too_many() returns trigger language plpgsql as $$
              begin raise 'too many notifications in the NOTIFY queue' using errcode = 'program_limit_exceeded'; end $$;
+             create constraint trigger full_queue after insert on told deferrable initially deferred for each row execute function too_many();
+             create function pg_notify(text, text) returns void language sql as $$ insert into told default values $$;
              do $$ begin execute format('alter database %I set search_path = public, pg_catalog', current_database()); end $$",
         )
         .await;
     oarlock.database.cuts_connections().await;
-    let alert = classic(&oarlock, &Classic::payment_succeeded(ANN));
-    until_accepted(&oarlock, &alert).await;
-    accepted(&oarlock, &billing(&Billing::transaction_completed("ctm_1"))).await;
-    assert_eq!(stored(&oarlock).await, 2);
+    until_accepted(oarlock, &classic(oarlock, &Classic::payment_succeeded(ANN))).await;
+    for number in 0..20 {
+        let alert = Billing::transaction_completed("ctm_1").event_id(&format!("evt_{number}"));
+        accepted(oarlock, &billing(&alert)).await;
+    }
+    assert_eq!(stored(oarlock).await, 21);
+    assert!(oarlock.value::<bool>("select is_called from told_number_seq").await, "nobody was to be told");
 }
 
 /// As `initdb` makes databases where no locale is set.

@@ -1,8 +1,8 @@
 //! The running system: both programs as processes, a database of their own, the stand-ins on sockets.
 //!
 //! A test says in words of the domain what Paddle sends and what Jira and Slack hold afterwards. It waits for events, each
-//! with a deadline, and never sleeps. When the system is dropped, its programs' logs are searched for what must not be
-//! there: e-mail addresses, tokens, bodies.
+//! with a deadline, and never sleeps. Whatever a program has written is searched at its end for what must not be there: e-mail
+//! addresses, tokens, bodies.
 
 mod cluster;
 mod collector;
@@ -33,16 +33,6 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The secret that the stand-in for Billing signs with.
 pub const WEBHOOK_SECRET: &str = "pdl_ntfset_01tests_0123456789";
-
-/// Things that may never appear in a log line or a metric.
-const SECRETS: [&str; 6] = [
-    "@example.",
-    "%40example.",
-    WEBHOOK_SECRET,
-    oarlock_sandbox::JIRA_CLOUD_TOKEN,
-    oarlock_sandbox::SLACK_TOKEN,
-    oarlock_sandbox::PADDLE_API_KEY,
-];
 
 /// How a system is configured: environment variables, as operators would set them.
 #[derive(Debug, Clone)]
@@ -432,20 +422,5 @@ impl Oarlock {
     /// What the programs logged.
     pub fn logs(&self) -> String {
         self.receivers.iter().chain(&self.workers).map(Process::logs).collect::<Vec<_>>().join("\n")
-    }
-}
-
-impl Drop for Oarlock {
-    fn drop(&mut self) {
-        let logs = self.logs();
-        if std::thread::panicking() {
-            return;
-        }
-        let panic = logs.lines().find(|line| line.contains("panicked at"));
-        assert_eq!(panic, None, "a program panicked");
-        for secret in SECRETS {
-            let line = logs.lines().find(|line| line.contains(secret));
-            assert_eq!(line, None, "a log line holds {secret}");
-        }
     }
 }

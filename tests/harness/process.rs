@@ -13,9 +13,19 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, WEBHOOK_SECRET};
 
-/// A program that runs, with what it has written so far.
+/// Things that may never appear in a log line or a metric.
+const SECRETS: [&str; 6] = [
+    "@example.",
+    "%40example.",
+    WEBHOOK_SECRET,
+    oarlock_sandbox::JIRA_CLOUD_TOKEN,
+    oarlock_sandbox::SLACK_TOKEN,
+    oarlock_sandbox::PADDLE_API_KEY,
+];
+
+/// A program that runs, with what it has written so far, which is searched when it is let go of.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -184,6 +194,21 @@ impl Process {
             std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).expect("a process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let (logs, name) = (self.logs(), &self.name);
+        let panic = logs.lines().find(|line| line.contains("panicked at"));
+        assert_eq!(panic, None, "{name} panicked");
+        for secret in SECRETS {
+            let line = logs.lines().find(|line| line.contains(secret));
+            assert_eq!(line, None, "a line of {name} holds {secret}");
+        }
     }
 }
 

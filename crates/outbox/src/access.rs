@@ -154,12 +154,10 @@ fn in_order(told: &[Told]) -> Vec<&Told> {
     let mut order: Vec<&Told> = told.iter().collect();
     order.sort_by(|a, b| a.happened_at.cmp(&b.happened_at).then_with(|| by_number(&a.alert_id, &b.alert_id)));
     order.dedup_by(|a, b| a.alert_id == b.alert_id);
-    let mut start = 0;
-    while start < order.len() {
-        let end = start + order[start..].iter().take_while(|told| told.happened_at == order[start].happened_at).count();
-        let before = start.checked_sub(1).map(|before| order[before].status);
-        by_chain(before, &mut order[start..end]);
-        start = end;
+    let mut before = None;
+    for moment in order.chunk_by_mut(|a, b| a.happened_at == b.happened_at) {
+        by_chain(before, moment);
+        before = moment.last().map(|told| told.status);
     }
     order
 }

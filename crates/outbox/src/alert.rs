@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::received::{email, end_of, identifier, time};
-use crate::{AlertName, Source};
+use crate::{AlertName, Source, TraceParent};
 
 /// An alert taken up for planning.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct Alert {
     pub name: Option<AlertName>,
     /// When it happened: as it says itself, else when it arrived.
     pub happened_at: DateTime<Utc>,
+    /// Where its trace goes on.
+    pub trace_parent: Option<TraceParent>,
     pub says: Says,
 }
 

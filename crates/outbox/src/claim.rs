@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::names::from_schema;
 use crate::planning::NewAction;
 use crate::{Destination, Kind, PgPool, Source, TraceParent, interval};
 
@@ -72,7 +73,8 @@ pub struct Claimed {
     pub claims: Vec<Claim>,
     /// Actions found with all attempts used up by workers that vanished: now dead.
     pub buried: Vec<Kind>,
-    /// No first attempt that can be claimed is due for longer; none if nothing new is known about that.
+    /// All first attempts that were due before this time are claimed: the next search may begin here. None if nothing new is known
+    /// about that.
     pub cleared: Option<DateTime<Utc>>,
     /// Not all that is due was looked at, however few were claimed: many may be for one customer.
     pub has_more: bool,
@@ -184,7 +186,7 @@ pub async fn claim(
     let mut claimed = Claimed::default();
     for row in rows {
         claimed.has_more |= row.has_more;
-        let kind = row.kind.parse().expect("the schema allows these alone");
+        let kind = from_schema(&row.kind);
         if row.buried {
             claimed.buried.push(kind);
             continue;
@@ -197,7 +199,7 @@ pub async fn claim(
             kind,
             alert: AlertRef {
                 id: row.outbox_id,
-                source: row.source.parse().expect("the schema allows these alone"),
+                source: from_schema(&row.source),
                 alert_id: row.alert_id,
                 trace_parent: row.trace_parent.and_then(|place| place.parse().ok()),
             },

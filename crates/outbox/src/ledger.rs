@@ -4,9 +4,11 @@
 
 use sqlx::PgExecutor;
 
+use crate::MemberState;
 use crate::PgPool;
 use crate::access::Address;
 use crate::claim::Claim;
+use crate::names::from_schema;
 
 /// What a customer pays for at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,38 +26,6 @@ pub struct Member {
     pub target: String,
     pub account: String,
     pub state: MemberState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberState {
-    /// About to be given: whether it was is not known.
-    Intended,
-    /// We gave it, and take it away when it is not paid for any more.
-    Given,
-    /// About to be taken away: whether it was is not known.
-    Leaving,
-    /// It was there before us, and stays.
-    Found,
-}
-
-impl MemberState {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Intended => "intended",
-            Self::Given => "given",
-            Self::Leaving => "leaving",
-            Self::Found => "found",
-        }
-    }
-
-    fn parse(word: &str) -> Self {
-        match word {
-            "given" => Self::Given,
-            "leaving" => Self::Leaving,
-            "found" => Self::Found,
-            _ => Self::Intended,
-        }
-    }
 }
 
 /// A write amid an action that did not happen.
@@ -145,9 +115,9 @@ pub async fn memberships(pool: &PgPool, email: &str) -> Result<Vec<Member>, sqlx
     let rows = sqlx::query!("select target, account, state from membership where email = $1 order by target", email)
         .fetch_all(pool)
         .await?;
-    let member =
-        |(state, target, account): (String, _, _)| Member { state: MemberState::parse(&state), target, account };
-    Ok(rows.into_iter().map(|row| member((row.state, row.target, row.account))).collect())
+    let members =
+        rows.into_iter().map(|row| Member { target: row.target, account: row.account, state: from_schema(&row.state) });
+    Ok(members.collect())
 }
 
 /// Writes down what we know of a membership.
@@ -194,7 +164,7 @@ pub async fn same_account(pool: &PgPool, email: &str, member: &Member) -> Result
     )
     .fetch_all(pool)
     .await?;
-    Ok(states.iter().map(|word| MemberState::parse(word)).collect())
+    Ok(states.iter().map(|word| from_schema(word)).collect())
 }
 
 /// Whether the same membership of the same account is being taken away under another address at this moment.

@@ -17,7 +17,7 @@
 //! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
 //! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
 //!
-//! It knows no HTTP and starts no task.
+//! It knows no HTTP, and its only task gives a connection back.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub mod rights;
 pub mod schema;
 pub mod store;
 
-pub use names::{AlertName, Destination, Kind, Source, Unknown};
+pub use names::{AlertName, Destination, Kind, MemberState, Source, Unknown};
 pub use pool::PgPool;
 pub use trace::{NotATraceParent, TraceParent};
 
@@ -59,7 +59,7 @@ pub const BY_INDEX: &str =
 /// Takes [`BY_INDEX`] back for a transaction that looks at many rows: Postgres is to plan that as it sees fit, and to leave off when
 /// nobody waits for it any more.
 pub(crate) const BEGIN_OVERVIEW: &str =
-    "begin read only; set local statement_timeout = '5s'; set local plan_cache_mode to default; set local enable_seqscan to default; set local enable_bitmapscan to default;
+    "set transaction read only; set local statement_timeout = '5s'; set local plan_cache_mode to default; set local enable_seqscan to default; set local enable_bitmapscan to default;
     set local enable_hashjoin to default; set local enable_mergejoin to default; set local jit to default";
 
 /// Whether a statement lost against another one and may be tried again in a moment: serialization failure, deadlock, a lock
@@ -93,11 +93,6 @@ fn interval(length: Duration) -> PgInterval {
 
 /// Whether a statement failed because of the values it was given, so that giving them again is no use.
 pub fn is_about_the_data(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(|error| {
-            error.code().map(|code| code.starts_with("22") || code.starts_with("23") || code.starts_with("54"))
-        })
-        .unwrap_or(false)
-        && !is_conflict(error)
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class))) && !is_conflict(error)
 }

@@ -11,6 +11,11 @@ pub struct Unknown {
     known: String,
 }
 
+/// A word of a column whose values the schema holds to a closed set.
+pub(crate) fn from_schema<T: FromStr<Err = Unknown>>(word: &str) -> T {
+    word.parse().expect("the schema allows these alone")
+}
+
 macro_rules! closed_set {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -75,6 +80,20 @@ closed_set! {
         Jira = "jira",
         Slack = "slack",
         Paddle = "paddle",
+    }
+}
+
+closed_set! {
+    /// How we come to have a membership. The table's comments say more.
+    MemberState {
+        /// About to be given: whether it was is not known.
+        Intended = "intended",
+        /// We gave it, and take it away when it is not paid for any more.
+        Given = "given",
+        /// About to be taken away: whether it was is not known.
+        Leaving = "leaving",
+        /// It was there before us, and stays.
+        Found = "found",
     }
 }
 

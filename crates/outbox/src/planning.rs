@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::access::{Address, AddressChange, Told};
 use crate::alert::{self, Alert, Status};
 use crate::claim::{AlertRef, Claim, Terms};
+use crate::names::from_schema;
 use crate::pool::{PgPool, Transaction};
-use crate::{Destination, Kind, Source, TraceParent, interval, ledger};
+use crate::{Destination, Kind, Source, interval, ledger};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -24,8 +25,6 @@ pub struct Batch {
     pub now: DateTime<Utc>,
     /// In the order they arrived.
     pub alerts: Vec<Alert>,
-    /// Where the trace of each goes on.
-    pub traces: Vec<Option<TraceParent>>,
     pub known: Known,
 }
 
@@ -110,13 +109,10 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
     // Whoever falls silent in the middle must not keep the others from planning. A plan need not wait for the disk: nobody is
     // called before a claim is committed, which comes after it in the log.
     let mut transaction = pool
-        .begin_with(concat!(
-            "begin; set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;",
-            // Who has to wait for longer than that begins anew, before it looks as if nobody answered.
-            "set local lock_timeout = '10s';",
-            // Who plans holds the lock of this number.
-            "select pg_advisory_xact_lock(8025821821001755393)"
-        ))
+        .begin_with(
+            "set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;
+             select pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint)",
+        )
         .await?;
     let rows = sqlx::query!(
         r#"
@@ -130,11 +126,10 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
     .fetch_all(&mut *transaction)
     .await?;
     let Some(now) = rows.first().map(|row| row.now) else { return Ok(None) };
-    let traces = rows.iter().map(|row| row.trace_parent.as_deref()?.parse().ok()).collect();
     let alerts: Vec<Alert> = rows
         .into_iter()
         .map(|row| {
-            let source = source(&row.source);
+            let source = from_schema(&row.source);
             Alert {
                 says: alert::read(source, &row.alert_name, &row.payload),
                 id: row.id,
@@ -142,11 +137,12 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
                 alert_id: row.alert_id,
                 name: row.alert_name.parse().ok(),
                 happened_at: row.happened_at,
+                trace_parent: row.trace_parent.and_then(|parent| parent.parse().ok()),
             }
         })
         .collect();
     let known = known(&mut transaction, &alerts).await?;
-    Ok(Some(Batch { transaction, now, alerts, traces, known }))
+    Ok(Some(Batch { transaction, now, alerts, known }))
 }
 
 async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known, sqlx::Error> {
@@ -197,7 +193,7 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
             entitled_until: row.entitled_until,
             as_of: row.as_of.unwrap_or_default(),
         };
-        let key = (source(&row.source.unwrap_or_default()), row.subscription_id.unwrap_or_default());
+        let key = (from_schema(&row.source.unwrap_or_default()), row.subscription_id.unwrap_or_default());
         known.subscriptions.insert(key, subscription);
     }
     if !known.subscriptions.is_empty() {
@@ -223,9 +219,10 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
         )
         .fetch_all(&mut **transaction)
         .await?;
-        let address = |(email, as_of, told_by)| Address { email, as_of, told_by };
-        known.addresses =
-            rows.into_iter().map(|row| (row.customer_id, address((row.email, row.as_of, row.told_by)))).collect();
+        for row in rows {
+            let address = Address { email: row.email, as_of: row.as_of, told_by: row.told_by };
+            known.addresses.insert(row.customer_id, address);
+        }
     }
     Ok(known)
 }
@@ -247,7 +244,7 @@ async fn told(
     .await?;
     let mut told: HashMap<Key, Vec<Told>> = HashMap::new();
     for row in rows {
-        told.entry((source(&row.source), row.subscription_id)).or_default().push(Told {
+        told.entry((from_schema(&row.source), row.subscription_id)).or_default().push(Told {
             alert_id: row.alert_id,
             happened_at: row.happened_at,
             status: status(&row.status),
@@ -267,7 +264,8 @@ async fn address_changes(transaction: &mut Transaction, emails: &[&str]) -> Resu
     if emails.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query!(
+    sqlx::query_as!(
+        AddressChange,
         r#"
         with recursive chain as (
           select * from classic_address_change where old_email = any($1::text[])
@@ -279,17 +277,11 @@ async fn address_changes(transaction: &mut Transaction, emails: &[&str]) -> Resu
         emails as _
     )
     .fetch_all(&mut **transaction)
-    .await?;
-    let change = |(alert_id, happened_at, old, new)| AddressChange { alert_id, happened_at, old, new };
-    Ok(rows.into_iter().map(|row| change((row.alert_id, row.happened_at, row.old, row.new))).collect())
+    .await
 }
 
 fn status(word: &str) -> Status {
     Status::parse(word).expect("the schema allows these alone")
-}
-
-fn source(word: &str) -> Source {
-    word.parse().expect("the schema allows these alone")
 }
 
 impl Plan {
@@ -341,11 +333,11 @@ impl Plan {
 }
 
 impl Batch {
-    /// Writes the plan; returns the claims of what is begun with it, which hold when the batch is committed.
+    /// Writes the plan and lets go of the alerts; returns the claims of what is begun with it.
     ///
     /// # Errors
-    /// When nothing was written: every alert is as it was before.
-    pub async fn write(&mut self, plan: &Plan, terms: &Terms) -> Result<Vec<Claim>, sqlx::Error> {
+    /// When nothing was written (every alert is as it was before), or that is not known.
+    pub async fn commit(mut self, plan: &Plan, terms: &Terms) -> Result<Vec<Claim>, sqlx::Error> {
         let transaction = &mut self.transaction;
         for change in &plan.address_changes {
             write_address_change(transaction, change).await?;
@@ -360,22 +352,13 @@ impl Batch {
         let actions: Vec<_> = plan.actions().map(|(alert, action)| (Uuid::now_v7(), alert, action)).collect();
         let token = Uuid::new_v4();
         let begun = write(transaction, plan, &actions, self.now, token, terms).await?;
-        let alert = |id: Uuid| {
-            let mut alerts = self.alerts.iter().zip(&self.traces);
-            let (alert, trace) =
-                alerts.find(|(alert, _)| alert.id == id).expect("an action is of an alert of the batch");
-            AlertRef { id, source: alert.source, alert_id: alert.alert_id.clone(), trace_parent: *trace }
+        self.transaction.commit().await?;
+        let alert = |id| {
+            let alert = self.alerts.iter().find(|alert| alert.id == id).expect("an action is of an alert of the batch");
+            AlertRef { id, source: alert.source, alert_id: alert.alert_id.clone(), trace_parent: alert.trace_parent }
         };
         let begun = actions.into_iter().filter(|(id, ..)| begun.contains(id));
         Ok(begun.map(|(id, of, action)| Claim::of_new(id, token, action, alert(of))).collect())
-    }
-
-    /// Lets go of the alerts.
-    ///
-    /// # Errors
-    /// When nothing was written, or that is not known.
-    pub async fn commit(self) -> Result<(), sqlx::Error> {
-        self.transaction.commit().await
     }
 }
 
@@ -453,24 +436,24 @@ async fn write(
                                       and not d.probing and d.actions_per_minute is null)
                         and not exists (select from outbox_action a where a.subject = new.subject and a.status in ('pending', 'running') offset 0)
                         as begins
-          from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[], $33::text[], $34::bool[])
+          from unnest($22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::timestamptz[], $27::bool[], $28::text[], $29::bool[])
             as new (id, outbox_id, kind, subject, due_at, while_paid, destination, may_begin)
         ), actions as (
           insert into outbox_action (id, outbox_id, kind, email, customer_id, due_at, while_paid, status, attempts, run_at, claim_token, claimed_by)
           select id, outbox_id, kind,
                  case when kind <> 'paddle_customer' then subject end, case when kind = 'paddle_customer' then subject end,
-                 coalesce(due_at, $28), while_paid,
+                 coalesce(due_at, $30), while_paid,
                  case when begins then 'running' else 'pending' end, case when begins then 1 else 0 end,
-                 case when begins then clock_timestamp() + $35 else greatest(due_at, $28) end,
-                 case when begins then $36::uuid end, case when begins then $37 end
+                 case when begins then clock_timestamp() + $31 else greatest(due_at, $30) end,
+                 case when begins then $32::uuid end, case when begins then $33 end
           from planned
           returning id, status
         ), alerts as (
           update outbox o
           set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
               finished_at = case when new.status <> 'pending' then clock_timestamp() end
-          from unnest($29::uuid[], $30::text[], $31::text[], $32::text[]) as new (id, email, status, error)
-          where o.id = new.id and o.id = any($29)
+          from unnest($34::uuid[], $35::text[], $36::text[], $37::text[]) as new (id, email, status, error)
+          where o.id = new.id and o.id = any($34)
         )
         -- A claim is on disk before anybody is called; a plan that is lost is only made again.
         select id from actions
@@ -504,16 +487,16 @@ async fn write(
         &actions.iter().map(|(.., action)| action.subject.as_str()).collect::<Vec<_>>() as _,
         &actions.iter().map(|(.., action)| action.due_at).collect::<Vec<_>>() as _,
         &actions.iter().map(|(.., action)| action.while_paid).collect::<Vec<_>>(),
+        &actions.iter().map(|(.., action)| action.kind.destination().as_str()).collect::<Vec<_>>() as _,
+        &actions.iter().map(|(.., action)| action.begins).collect::<Vec<_>>(),
         now,
+        interval(terms.lease),
+        token,
+        terms.worker,
         &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
         &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|alert| alert.decision.status()).collect::<Vec<_>>() as _,
-        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _,
-        &actions.iter().map(|(.., action)| action.kind.destination().as_str()).collect::<Vec<_>>() as _,
-        &actions.iter().map(|(.., action)| action.begins).collect::<Vec<_>>(),
-        interval(terms.lease),
-        token,
-        terms.worker
+        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _
     )
     .fetch_all(&mut **transaction)
     .await

@@ -13,12 +13,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture};
 use futures_util::stream::{self, BoxStream, Stream};
 use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres,
+    SqlSafeStr, SqlStr,
+};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -32,17 +35,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// goes on waiting there, and does what it was asked to when nobody wants it any more.
 const LIMITS: &str = "set lock_timeout = '10s'; set statement_timeout = '25s'";
 
-macro_rules! local_limits {
-    () => {
-        "set local lock_timeout = '10s'; set local statement_timeout = '25s'"
-    };
-}
-
 /// The same for a transaction, where the session may be another's in the next moment.
-const LOCAL_LIMITS: &str = local_limits!();
-
-/// A transaction for one statement, there.
-const BEGIN_ALONE: &str = concat!("begin; ", local_limits!());
+const BEGIN_WITH_LIMITS: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s'";
 
 /// Whoever has no answer by then gets none any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -124,7 +118,7 @@ impl PgPool {
     }
 
     /// Waits until a statement fails because of where its connection leads: others are no better.
-    pub fn gives_up(&self) -> impl Future<Output = ()> + use<> {
+    pub fn until_given_up(&self) -> impl Future<Output = ()> + use<> {
         let mut given_up = self.way.given_up.subscribe();
         async move {
             // The sender lives as long as there is a pool.
@@ -142,26 +136,24 @@ impl PgPool {
     /// # Errors
     /// When the database is away.
     pub async fn begin(&self) -> Result<Transaction, Error> {
-        self.begin_with("begin").await
+        self.begin_with("").await
     }
 
-    /// Begins with a statement that says more than `begin`.
+    /// Begins with statements of the caller's, which may overrule the limits.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn begin_with(&self, statement: &'static str) -> Result<Transaction, Error> {
+    pub async fn begin_with(&self, first: &'static str) -> Result<Transaction, Error> {
+        let begin = if self.way.through_pooler { BEGIN_WITH_LIMITS } else { "begin" };
         let mut connection = self.acquire().await?;
         connection.in_transaction = true;
-        connection.say(statement).await?;
-        if self.way.through_pooler {
-            connection.say(LOCAL_LIMITS).await?;
-        }
+        connection.say(AssertSqlSafe(format!("{begin}; {first}"))).await?;
         Ok(Transaction(connection))
     }
 
-    /// How to begin a transaction without limits of sqlx's own making, which names its statements whatever it is told.
+    /// What a transaction that sqlx itself runs begins with: no limits of time, and no statement names of whoever had this server
+    /// before.
     pub(crate) fn begin_with_names(&self) -> &'static str {
-        // The names of whoever had this server before are in the way.
         if self.way.through_pooler {
             "begin; deallocate all"
         } else {
@@ -247,7 +239,7 @@ impl Connection {
     }
 
     /// Executes what needs no preparation.
-    async fn say(&mut self, statements: &'static str) -> Result<(), Error> {
+    async fn say(&mut self, statements: impl SqlSafeStr + Send) -> Result<(), Error> {
         let way = Arc::clone(&self.way);
         way.answer(self.raw().execute(statements)).await.map(drop)
     }
@@ -258,15 +250,17 @@ impl Connection {
             return Ok(false);
         }
         self.in_transaction = true;
-        self.raw().execute(BEGIN_ALONE).await?;
+        self.raw().execute(BEGIN_WITH_LIMITS).await?;
         Ok(true)
     }
 
     /// Ends it, if it was begun.
     async fn end_alone(&mut self, was_begun: bool, went_well: bool) -> Result<(), Error> {
         if was_begun {
-            self.raw().execute(if went_well { "commit" } else { "rollback" }).await?;
+            let ended = self.raw().execute(if went_well { "commit" } else { "rollback" }).await;
+            // Also by a commit that fails.
             self.in_transaction = false;
+            ended?;
         }
         Ok(())
     }
@@ -300,25 +294,26 @@ impl Kept {
     /// # Errors
     /// When there is none in time.
     pub async fn get(&mut self) -> Result<&mut Connection, Error> {
-        if let Some(connection) = &mut self.connection {
-            let age = self.since.elapsed();
-            let is_good = age < LIFETIME && self.pool.way.is_good(age);
-            let is_alive = is_good
-                && (self.used.elapsed() <= UNASKED
-                    || timeout(ACQUIRE_TIMEOUT, connection.raw().ping()).await.is_ok_and(|answer| answer.is_ok()));
-            if !is_alive {
-                self.give_up();
+        if !self.is_alive().await {
+            self.give_up();
+        }
+        self.used = Instant::now();
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => {
+                self.since = self.used;
+                Ok(none.insert(self.pool.acquire().await?))
             }
         }
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                self.since = Instant::now();
-                self.pool.acquire().await?
-            }
-        };
-        self.used = Instant::now();
-        Ok(self.connection.insert(connection))
+    }
+
+    async fn is_alive(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        let age = self.since.elapsed();
+        age < LIFETIME
+            && self.pool.way.is_good(age)
+            && (self.used.elapsed() <= UNASKED
+                || timeout(ACQUIRE_TIMEOUT, connection.raw().ping()).await.is_ok_and(|answer| answer.is_ok()))
     }
 
     /// Closes it now: a statement may still be running on it, and nothing more can be asked.
@@ -388,17 +383,8 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let way = Arc::clone(&self.way);
-        let answering = async move {
-            if !self.way.through_pooler {
-                return self.raw().fetch_optional(query).await;
-            }
-            let alone = self.begin_alone().await?;
-            let answer = self.raw().fetch_optional(Unnamed(query)).await;
-            let ended = self.end_alone(alone, answer.is_ok()).await;
-            answer.and_then(|answer| ended.map(|()| answer))
-        };
-        async move { way.answer(answering).await }.boxed()
+        let mut rows = self.fetch_many(query).try_filter_map(|answer| future::ready(Ok(answer.right())));
+        async move { rows.try_next().await }.boxed()
     }
 
     fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>

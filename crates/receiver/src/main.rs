@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use oarlock_receiver::run::Receiver;
+use oarlock_receiver::run;
 use oarlock_receiver::signature::Verifier;
 use oarlock_service::config::ReceiverConfig;
 use oarlock_service::{admin, logs, refuse, signals};
@@ -33,8 +33,8 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let receiver = match ReceiverConfig::load(arguments.config.as_deref(), Verifier::new) {
-        Ok((config, verifier)) => Receiver { config, verifier },
+    let (config, verifier) = match ReceiverConfig::load(arguments.config.as_deref(), Verifier::new) {
+        Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
     match arguments.command.unwrap_or(Command::Run) {
@@ -44,7 +44,7 @@ async fn main() -> ExitCode {
                 Err(problems) => return refuse(&problems),
             };
             let stopped = match signals::shutdown() {
-                Ok(shutdown) => receiver.run(shutdown).await,
+                Ok(shutdown) => run::run(config, verifier, shutdown).await,
                 Err(error) => Err(error.into()),
             };
             exporter.finish().await;
@@ -54,7 +54,7 @@ async fn main() -> ExitCode {
             }
         }
         Command::Health => {
-            if let Err(error) = admin::ask(&receiver.config.admin_listen).await {
+            if let Err(error) = admin::ask(&config.admin_listen).await {
                 eprintln!("oarlock-receiver: {error}");
                 return ExitCode::FAILURE;
             }

@@ -24,7 +24,8 @@ pub(crate) async fn in_its_span(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let id = request_id(request.headers());
     let opening = Opening::after(trace_parent(request.headers()));
-    let span = tracing::info_span!(
+    // There whatever level is asked for: it says which request a warning is about.
+    let span = tracing::error_span!(
         "request",
         request_id = id,
         trace_id = opening.trace_id(),

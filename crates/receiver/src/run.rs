@@ -40,86 +40,76 @@ fn threads(max_connections: u32) -> u32 {
     u32::try_from(threads).expect("a few").min(max_connections - 1)
 }
 
-/// A receiver that is configured and has not started.
-#[derive(Debug)]
-pub struct Receiver {
-    pub config: ReceiverConfig,
-    pub verifier: Verifier,
-}
-
-impl Receiver {
-    /// Serves until the token is cancelled; then finishes what it has accepted.
-    ///
-    /// # Errors
-    /// When an address cannot be listened on.
-    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, verifier } = self;
-        let webhook_listener = TcpListener::bind(&config.listen)
-            .with_context(|| format!("failed to listen on {} (receiver.listen)", config.listen))?;
-        let admin_listener = tokio::net::TcpListener::bind(&config.admin_listen)
-            .await
-            .with_context(|| format!("failed to listen on {} (receiver.admin_listen)", config.admin_listen))?;
-        let (address, admin_address) = (webhook_listener.local_addr()?, admin_listener.local_addr()?);
-        if !verifier.can_verify_anything() {
-            tracing::warn!(
-                "neither paddle.classic.public_keys nor paddle.billing.webhook_secrets is set: every alert will be answered 403"
-            );
-        }
-
-        let threads = threads(config.database.max_connections);
-        let max_connections = config.database.max_connections - threads;
-        let pool = database::pool(&Database { max_connections, ..config.database.clone() }, "oarlock-receiver");
-        if config.database.migrate {
-            tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
-        }
-        let registry = admin::registry(env!("CARGO_PKG_VERSION"));
-        let metrics = Metrics::new(&registry);
-        // The admin listener outlives the webhook: what happens while stopping can still be seen.
-        let stopped = CancellationToken::new();
-        let admin = tokio::spawn(admin::serve(admin_listener, pool.clone(), registry, || async {}, stopped.clone()));
-
-        let (common, waking) = Common::new(pool.clone());
-        let verifier = Arc::new(verifier);
-        let path = config.path.clone();
-        let server = HttpServer::new(move || {
-            let webhook = Webhook {
-                verifier: Arc::clone(&verifier),
-                intake: Intake::start(pool.apart(1), common.clone()),
-                metrics: metrics.clone(),
-                max_body_bytes: config.max_body_bytes,
-                ack_timeout: config.ack_timeout,
-            };
-            App::new()
-                .app_data(web::Data::new(webhook))
-                .service(
-                    web::resource(&path)
-                        .route(web::post().to(webhook::receive))
-                        .default_service(web::to(webhook::wrong_method)),
-                )
-                .default_service(web::to(webhook::wrong_path))
-                .wrap(from_fn(request::in_its_span))
-        })
-        .workers(threads as usize)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(STOP_TIMEOUT.max(config.ack_timeout + ANSWERING).as_secs())
-        .disable_signals()
-        .listen(webhook_listener)
-        .context("failed to serve the webhook")?
-        .run();
-        tracing::info!(%address, path = config.path, %admin_address, "the receiver listens");
-
-        let handle = server.handle();
-        let stopper = tokio::spawn(async move {
-            shutdown.cancelled().await;
-            handle.stop(true).await;
-        });
-        server.await.context("the webhook's server failed")?;
-        stopper.abort();
-        // Whoever still waits for an answer has run out of time; of what was stored for the last ones the workers are still told.
-        waking.await.context("waking the workers failed")?;
-        stopped.cancel();
-        admin.await.context("the admin listener failed")?;
-        tracing::info!("the receiver has stopped");
-        Ok(())
+/// Serves until the token is cancelled; then finishes what it has accepted.
+///
+/// # Errors
+/// When an address cannot be listened on.
+pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let webhook_listener = TcpListener::bind(&config.listen)
+        .with_context(|| format!("failed to listen on {} (receiver.listen)", config.listen))?;
+    let admin_listener = tokio::net::TcpListener::bind(&config.admin_listen)
+        .await
+        .with_context(|| format!("failed to listen on {} (receiver.admin_listen)", config.admin_listen))?;
+    let (address, admin_address) = (webhook_listener.local_addr()?, admin_listener.local_addr()?);
+    if !verifier.can_verify_anything() {
+        tracing::warn!(
+            "neither paddle.classic.public_keys nor paddle.billing.webhook_secrets is set: every alert will be answered 403"
+        );
     }
+
+    let threads = threads(config.database.max_connections);
+    let max_connections = config.database.max_connections - threads;
+    let pool = database::pool(&Database { max_connections, ..config.database.clone() }, "oarlock-receiver");
+    if config.database.migrate {
+        tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
+    }
+    let registry = admin::registry(env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::new(&registry);
+    // The admin listener outlives the webhook: what happens while stopping can still be seen.
+    let stopped = CancellationToken::new();
+    let admin = tokio::spawn(admin::serve(admin_listener, pool.clone(), registry, || async {}, stopped.clone()));
+
+    let (common, waking) = Common::new(pool.clone());
+    let verifier = Arc::new(verifier);
+    let path = config.path.clone();
+    let server = HttpServer::new(move || {
+        let webhook = Webhook {
+            verifier: Arc::clone(&verifier),
+            intake: Intake::start(pool.apart(1), common.clone()),
+            metrics: metrics.clone(),
+            max_body_bytes: config.max_body_bytes,
+            ack_timeout: config.ack_timeout,
+        };
+        App::new()
+            .app_data(web::Data::new(webhook))
+            .service(
+                web::resource(&path)
+                    .route(web::post().to(webhook::receive))
+                    .default_service(web::to(webhook::wrong_method)),
+            )
+            .default_service(web::to(webhook::wrong_path))
+            .wrap(from_fn(request::in_its_span))
+    })
+    .workers(threads as usize)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(STOP_TIMEOUT.max(config.ack_timeout + ANSWERING).as_secs())
+    .disable_signals()
+    .listen(webhook_listener)
+    .context("failed to serve the webhook")?
+    .run();
+    tracing::info!(%address, path = config.path, %admin_address, "the receiver listens");
+
+    let handle = server.handle();
+    let stopper = tokio::spawn(async move {
+        shutdown.cancelled().await;
+        handle.stop(true).await;
+    });
+    server.await.context("the webhook's server failed")?;
+    stopper.abort();
+    // Whoever still waits for an answer has run out of time; of what was stored for the last ones the workers are still told.
+    waking.await.context("waking the workers failed")?;
+    stopped.cancel();
+    admin.await.context("the admin listener failed")?;
+    tracing::info!("the receiver has stopped");
+    Ok(())
 }

@@ -69,36 +69,7 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
     };
     let verified = match verified {
         Ok(verified) => verified,
-        Err(refusal) => {
-            let (status, outcome) = match &refusal {
-                Refusal::NotConfigured
-                | Refusal::NoSignature
-                | Refusal::SeveralSignatures
-                | Refusal::WrongSignature
-                | Refusal::NotASignature
-                | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused),
-                Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => {
-                    (StatusCode::BAD_REQUEST, Outcome::Malformed)
-                }
-            };
-            // Anybody can post here; what is ours to mend is a warning.
-            match &refusal {
-                Refusal::NotConfigured | Refusal::OutsideTolerance { .. } => {
-                    tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
-                }
-                Refusal::NoSignature
-                | Refusal::SeveralSignatures
-                | Refusal::WrongSignature
-                | Refusal::NotASignature
-                | Refusal::NotAForm
-                | Refusal::AmbiguousName
-                | Refusal::Malformed(_) => {
-                    tracing::info!(source = source.as_str(), reason = %refusal, body_bytes = body.len(), "an alert was not accepted");
-                }
-            }
-            webhook.metrics.count(source, None, outcome);
-            return answer(status);
-        }
+        Err(refusal) => return refuse(&webhook, source, &refusal, body.len()),
     };
 
     let name = verified.alert().alert_name.parse().ok();
@@ -159,6 +130,26 @@ fn answer(status: StatusCode) -> HttpResponse {
     HttpResponseBuilder::new(status)
         .content_type(TEXT)
         .body(format!("{}\n", status.canonical_reason().unwrap_or("Error")))
+}
+
+fn refuse(webhook: &Webhook, source: Source, refusal: &Refusal, body_bytes: usize) -> HttpResponse {
+    let (status, outcome, is_ours_to_mend) = match refusal {
+        Refusal::NotConfigured | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused, true),
+        Refusal::NoSignature | Refusal::SeveralSignatures | Refusal::WrongSignature | Refusal::NotASignature => {
+            (StatusCode::FORBIDDEN, Outcome::Refused, false)
+        }
+        Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => {
+            (StatusCode::BAD_REQUEST, Outcome::Malformed, false)
+        }
+    };
+    // Anybody can post here.
+    if is_ours_to_mend {
+        tracing::warn!(source = source.as_str(), reason = %refusal, body_bytes, "an alert was not accepted");
+    } else {
+        tracing::info!(source = source.as_str(), reason = %refusal, body_bytes, "an alert was not accepted");
+    }
+    webhook.metrics.count(source, None, outcome);
+    answer(status)
 }
 
 fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {

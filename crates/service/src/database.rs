@@ -41,7 +41,7 @@ pub fn pool(database: &Database, program: &str) -> PgPool {
     pool_with(database, program, None)
 }
 
-/// The same, with statements that are executed first on each connection that nobody else will use.
+/// The same, with statements that are executed first on each connection, unless a pooler shares it with others.
 ///
 /// # Panics
 /// If the URL was not checked by the configuration.

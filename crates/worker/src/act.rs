@@ -35,7 +35,7 @@ pub enum Stop {
     Failed(#[from] Failure),
     #[error("the claim was lost")]
     ClaimLost,
-    #[error("the database is away")]
+    #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
 
@@ -52,7 +52,7 @@ impl From<FencedWriteError> for Stop {
 #[derive(Debug)]
 pub struct Ended {
     pub result: Result<&'static str, Stop>,
-    /// None when nobody was called.
+    /// None when it ended well without a call to anybody.
     pub attempt: Option<Attempt>,
 }
 

@@ -23,8 +23,9 @@ use crate::act::{self, Ended, Stop, Vendors};
 use crate::bookmark::Bookmark;
 use crate::failure::{Failure, Meaning};
 use crate::http;
-use crate::judge::{self, Limits, Pause};
+use crate::judge::{self, Pause};
 use crate::metrics::Metrics;
+use crate::retry::Schedule;
 use crate::slots::{Place, Slot, Slots};
 use crate::wake::Bells;
 
@@ -40,7 +41,7 @@ pub struct Loop {
     pub terms: Terms,
     /// How long an action may run from its claim on: shorter than the lease.
     pub run_time: Duration,
-    pub limits: Limits,
+    pub schedule: Schedule,
     pub slots: Slots,
     pub poll_interval: Duration,
     pub shutdown_grace: Duration,
@@ -170,7 +171,8 @@ impl Loop {
         };
         let Some(slot) = slot else { return self.hand_back(claim, None).await };
         let opening = Opening::after(claim.alert.trace_parent);
-        let span = tracing::info_span!(
+        // There whatever level is asked for: it says which action a warning is about.
+        let span = tracing::error_span!(
             "action",
             alert.id = claim.alert.alert_id,
             alert.source = claim.alert.source.as_str(),
@@ -181,10 +183,10 @@ impl Loop {
             trace_id = opening.trace_id(),
             otel.kind = Empty,
         );
-        let place = opening.open(&span, Role::Consumer);
+        let parent = opening.open(&span, Role::Consumer);
         async {
             let ended = tokio::select! {
-                ended = http::traced(place, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
+                ended = http::traced(parent, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
                 () = self.state.hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
             };
             if let Some(finished) = self.finish(claim, ended).await {
@@ -197,7 +199,7 @@ impl Loop {
 
     /// As if it had not been claimed.
     async fn hand_back(&self, claim: Claim, slot: Option<Slot>) {
-        self.if_it_probed(&claim, false).await;
+        self.note_probe(&claim, false).await;
         let verdict = Verdict::HandedBack { after: Duration::ZERO, error: None };
         self.record(Finished::new(claim, verdict, None), slot).await;
     }
@@ -214,7 +216,7 @@ impl Loop {
         let stop = match result {
             Ok(outcome) => {
                 tracing::info!(outcome, "done");
-                self.if_it_probed(&claim, attempt.is_some()).await;
+                self.note_probe(&claim, attempt.is_some()).await;
                 return Some(Finished::new(claim, Verdict::Done(outcome.to_owned()), attempt));
             }
             Err(stop) => stop,
@@ -233,15 +235,15 @@ impl Loop {
             Stop::Database(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "the database was away amid an action: handed back"
+                    "the database failed amid an action: handed back"
                 );
-                let error = Some("the database was away".to_owned());
+                let error = Some("the database failed".to_owned());
                 let verdict = Verdict::HandedBack { after: Duration::from_secs(1), error };
-                self.if_it_probed(&claim, false).await;
+                self.note_probe(&claim, false).await;
                 return Some(Finished::new(claim, verdict, attempt));
             }
         };
-        let judgement = judge::judge(&failure, claim.attempt, rand::random(), &self.limits);
+        let judgement = judge::judge(&failure, claim.attempt, self.terms.max_attempts, &self.schedule, rand::random());
         match &judgement.verdict {
             Verdict::Retry { after, error } => tracing::warn!(
                 error,
@@ -263,9 +265,9 @@ impl Loop {
         match judgement.pause {
             Some(pause) => {
                 self.pause(pause, &failure.to_string()).await;
-                self.if_it_probed(&claim, false).await;
+                self.note_probe(&claim, false).await;
             }
-            None => self.if_it_probed(&claim, judgement.reached).await,
+            None => self.note_probe(&claim, judgement.reached).await,
         }
         Some(Finished::new(claim, judgement.verdict, attempt))
     }
@@ -295,7 +297,7 @@ impl Loop {
     }
 
     /// Notes what the claim has told, if it was the one that tries whether the destination is mended.
-    async fn if_it_probed(&self, claim: &Claim, went_through: bool) {
+    async fn note_probe(&self, claim: &Claim, went_through: bool) {
         if !claim.probing {
             return;
         }

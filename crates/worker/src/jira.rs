@@ -115,9 +115,16 @@ impl Jira {
     /// # Errors
     /// What Jira refused; [`Meaning::AccountGone`] if there is no such account.
     pub async fn add(&self, to: &Membership, account: &AccountId) -> Result<Added, Failure> {
-        match &self.edition {
-            Edition::Cloud(client) => client.add(to, account).await,
-            Edition::DataCenter(client) => client.add(to, account).await,
+        let what = format!("adding to {}", name(to));
+        match self.change(Change::Add, to, account, &what).await? {
+            Said::Done => Ok(Added::Now),
+            // A conflict (409) is documented for neither edition, and may be one of two changes at once.
+            Said::Already(failure) if failure.http_status != Some(409) => Ok(Added::Already),
+            // Texts are translated and not documented: a refusal because of a membership may look like any other.
+            Said::Already(failure) | Said::Refused(failure) | Said::NotMember(failure) => {
+                if self.is_member(to, account).await? { Ok(Added::Already) } else { Err(failure) }
+            }
+            Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
         }
     }
 
@@ -125,9 +132,37 @@ impl Jira {
     /// What Jira refused; [`Meaning::AccountGone`] if there is no such account. It is then not settled that nobody is to
     /// be removed: a portal-only account that became an Atlassian account, or a renamed user, goes on under a new id.
     pub async fn remove(&self, from: &Membership, account: &AccountId) -> Result<Removed, Failure> {
+        let what = format!("removing from {}", name(from));
+        let said = self.change(Change::Remove, from, account, &what).await?;
+        match said {
+            Said::Done => Ok(Removed::Now),
+            Said::NotMember(_) => Ok(Removed::NotThere),
+            Said::Refused(_) | Said::Already(_) | Said::NotFound(_) if !self.is_member(from, account).await? => {
+                Ok(Removed::NotThere)
+            }
+            Said::Refused(failure) | Said::Already(failure) => Err(failure),
+            Said::NotFound(failure) => Err(self.why_not_found(from, account, failure, &what).await?),
+        }
+    }
+
+    async fn change(&self, change: Change, of: &Membership, account: &AccountId, what: &str) -> Result<Said, Failure> {
         match &self.edition {
-            Edition::Cloud(client) => client.remove(from, account).await,
-            Edition::DataCenter(client) => client.remove(from, account).await,
+            Edition::Cloud(client) => client.change(change, of, account, what).await,
+            Edition::DataCenter(client) => client.change(change, of, account, what).await,
+        }
+    }
+
+    /// Jira says 404 alike when the group or organization is missing, when the account is, and when it will not tell.
+    async fn why_not_found(
+        &self,
+        of: &Membership,
+        account: &AccountId,
+        failure: Failure,
+        what: &str,
+    ) -> Result<Failure, Failure> {
+        match &self.edition {
+            Edition::Cloud(client) => client.why_not_found(of, account, failure, what).await,
+            Edition::DataCenter(client) => client.why_not_found(of, account, failure, what).await,
         }
     }
 
@@ -138,6 +173,12 @@ impl Jira {
             Edition::DataCenter(client) => client.check(&self.access).await,
         }
     }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Add,
+    Remove,
 }
 
 /// What a look-up by e-mail address came to.
@@ -218,6 +259,12 @@ impl Said {
             }
         }
     }
+}
+
+fn no_service_desk(id: &str, http_status: Option<u16>, what: &str) -> Failure {
+    let detail =
+        format!("{what}: no service desk {id} that the token's account can see; is jira.service_desk_id right?");
+    Failure::new(Meaning::Configuration, http_status, detail)
 }
 
 const ADDRESS: &str = "jira.base_url";

@@ -34,27 +34,20 @@ pub enum Pause {
     UntilMended,
 }
 
-/// The limits of an action.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub max_attempts: u32,
-    pub schedule: Schedule,
-}
-
-/// Judges the failure of attempt number `attempt`; `jitter` lies in 0..1.
-pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> Judgement {
+/// Judges the failure of attempt number `attempt` of `max_attempts`; `jitter` lies in 0..1.
+pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Schedule, jitter: f64) -> Judgement {
     let error = failure.detail().to_owned();
     let tried_up_to = |most: u32, retry_after| {
         if attempt >= most {
             Verdict::UsedUp(error.clone())
         } else {
-            Verdict::Retry { after: limits.schedule.delay(attempt, jitter, retry_after), error: error.clone() }
+            Verdict::Retry { after: schedule.delay(attempt, jitter, retry_after), error: error.clone() }
         }
     };
     let handed_back = || Verdict::HandedBack { after: Duration::ZERO, error: Some(error.clone()) };
     match failure.meaning {
         Meaning::Transient { retry_after } => {
-            Judgement { verdict: tried_up_to(limits.max_attempts, retry_after), pause: None, reached: false }
+            Judgement { verdict: tried_up_to(max_attempts, retry_after), pause: None, reached: false }
         }
         Meaning::RateLimited { retry_after } => {
             Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
@@ -66,7 +59,7 @@ pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> J
             Judgement { verdict: Verdict::Dead(error), pause: None, reached: true }
         }
         Meaning::Unknown => Judgement {
-            verdict: tried_up_to(limits.max_attempts.min(ATTEMPTS_AT_THE_UNKNOWN), None),
+            verdict: tried_up_to(max_attempts.min(ATTEMPTS_AT_THE_UNKNOWN), None),
             pause: None,
             reached: true,
         },
@@ -77,13 +70,10 @@ pub fn judge(failure: &Failure, attempt: u32, jitter: f64, limits: &Limits) -> J
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        max_attempts: 20,
-        schedule: Schedule { base: Duration::from_secs(5), cap: Duration::from_secs(6 * 3600) },
-    };
+    const SCHEDULE: Schedule = Schedule { base: Duration::from_secs(5), cap: Duration::from_secs(6 * 3600) };
 
     fn check(meaning: Meaning, attempt: u32, verdict: Verdict, pause: Option<Pause>) {
-        let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, 1.0, &LIMITS);
+        let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, 20, &SCHEDULE, 1.0);
         assert_eq!((judgement.verdict, judgement.pause), (verdict, pause), "{meaning:?}");
     }
 

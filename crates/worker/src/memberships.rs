@@ -11,9 +11,9 @@
 //! The intention comes before the call: a worker that dies between the call and its record leaves a membership that is
 //! known to be ours. Adding comes before taking away: who moves between plans is never without.
 
-use oarlock_outbox::PgPool;
 use oarlock_outbox::claim::Claim;
-use oarlock_outbox::ledger::{self, Member, MemberState};
+use oarlock_outbox::ledger::{self, Member};
+use oarlock_outbox::{MemberState, PgPool};
 use oarlock_service::config::{JiraAccess, Membership};
 
 use crate::act::Stop;
@@ -113,7 +113,8 @@ async fn give_to(
         state: known.map_or(MemberState::Found, |known| known.state),
     };
     // Only what was never ours can be somebody else's; and what we gave this account under another address is ours, also if
-    // it is on its way from there to here just now.
+    // it is on its way from there to here just now. So this is asked again after Jira has answered: what it saw may have been
+    // given in between.
     let elsewhere = async || {
         let states = ledger::same_account(pool, &claim.subject, &member).await?;
         Ok::<_, Stop>(states.iter().any(|state| *state != MemberState::Found))

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use oarlock_outbox::claim::Terms;
+use oarlock_outbox::alert::Alert;
+use oarlock_outbox::claim::{Claim, Terms};
 use oarlock_outbox::planning::Batch;
 use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
@@ -96,28 +97,10 @@ impl Planner {
     }
 
     /// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
-    async fn commit(&self, mut batch: Batch) -> Result<(), sqlx::Error> {
-        // One for each alert, if anybody will see it: traces are exported, or debug is asked for.
-        let is_seen = tracing::enabled!(Level::DEBUG);
-        let spans: Vec<Span> = batch
-            .alerts
-            .iter()
-            .zip(&batch.traces)
-            .filter(|_| is_seen)
-            .map(|(alert, place)| {
-                let opening = Opening::after(*place);
-                let span = tracing::debug_span!(
-                    "plan",
-                    alert.id = alert.alert_id,
-                    alert.source = alert.source.as_str(),
-                    outbox_id = %alert.id,
-                    trace_id = opening.trace_id(),
-                    otel.kind = Empty,
-                );
-                opening.open(&span, Role::Consumer);
-                span
-            })
-            .collect();
+    async fn commit(&self, batch: Batch) -> Result<(), sqlx::Error> {
+        // If anybody will see them: traces are exported, or debug is asked for.
+        let spans: Vec<Span> =
+            if tracing::enabled!(Level::DEBUG) { batch.alerts.iter().map(span).collect() } else { Vec::new() };
         let mut plan = plan::plan(&batch.alerts, &batch.known, &self.policy, batch.now);
         let (planned, mut offered) = (plan.destinations(), Vec::new());
         for claim_loop in &self.loops {
@@ -127,22 +110,34 @@ impl Planner {
         }
         plan.begin(offered.iter().map(|(claim_loop, _, places)| (claim_loop.destination, places.len())).collect());
         let when = Instant::now();
-        let mut claims = batch.write(&plan, &self.terms).await?;
-        batch.commit().await?;
+        let mut claims = batch.commit(&plan, &self.terms).await?;
         for span in &spans {
             tracing::debug!(parent: span, "planned");
         }
         for (claim_loop, actions, places) in offered {
-            let (begun, others) =
-                claims.into_iter().partition(|claim| claim.kind.destination() == claim_loop.destination);
-            claims = others;
-            if Vec::len(&begun) < actions {
+            let is_its = |claim: &mut Claim| claim.kind.destination() == claim_loop.destination;
+            let begun: Vec<Claim> = claims.extract_if(.., is_its).collect();
+            if begun.len() < actions {
                 claim_loop.wake();
             }
             claim_loop.start(when, begun, places);
         }
         Ok(())
     }
+}
+
+fn span(alert: &Alert) -> Span {
+    let opening = Opening::after(alert.trace_parent);
+    let span = tracing::debug_span!(
+        "plan",
+        alert.id = alert.alert_id,
+        alert.source = alert.source.as_str(),
+        outbox_id = %alert.id,
+        trace_id = opening.trace_id(),
+        otel.kind = Empty,
+    );
+    opening.open(&span, Role::Consumer);
+    span
 }
 
 fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::act::Vendors;
 use crate::claim_loop::{Loop, State};
-use crate::judge::Limits;
 use crate::metrics::Metrics;
 use crate::plan::Policy;
 use crate::planner::Planner;
@@ -100,10 +99,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
             results: results.clone(),
             terms: terms.clone(),
             run_time,
-            limits: Limits {
-                max_attempts: settings.max_attempts,
-                schedule: Schedule { base: settings.retry_base, cap: settings.retry_cap },
-            },
+            schedule: Schedule { base: settings.retry_base, cap: settings.retry_cap },
             slots: Slots::new(settings.concurrency, patience),
             poll_interval: settings.poll_interval,
             shutdown_grace: settings.shutdown_grace,

@@ -53,14 +53,14 @@ impl Slack {
         // In the header only: apps may not send it in the query string, and a form might be logged.
         let headers = HeaderMap::from_iter([(AUTHORIZATION, http::bearer(&settings.token, "slack.token")?)]);
         let channels = || Some(settings.channel_ids.join(",")).filter(|ids| !ids.is_empty());
-        let needs = |key| anyhow::anyhow!("slack.{key} is missing");
+        // The configuration tells what a mode needs and has not.
         let method = match settings.mode {
             SlackMode::AdminInvite => Method::AdminInvite {
-                team_id: settings.team_id.clone().ok_or_else(|| needs("team_id"))?,
-                channel_ids: channels().ok_or_else(|| needs("channel_ids"))?,
+                team_id: settings.team_id.clone().unwrap_or_default(),
+                channel_ids: channels().unwrap_or_default(),
             },
             SlackMode::Connect => {
-                Method::Connect { channel: settings.channel_ids.first().cloned().ok_or_else(|| needs("channel_ids"))? }
+                Method::Connect { channel: settings.channel_ids.first().cloned().unwrap_or_default() }
             }
             SlackMode::LegacyInvite => Method::LegacyInvite { channels: channels() },
         };

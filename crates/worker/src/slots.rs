@@ -43,7 +43,7 @@ pub struct Slot {
 }
 
 impl Slots {
-    /// So many; a claim waits for one for `patience` at most.
+    /// `number` slots; a claim waits for one for `patience` at most.
     pub fn new(number: usize, patience: Duration) -> Self {
         Self {
             number,
@@ -66,7 +66,7 @@ impl Slots {
         if places < self.worthwhile() { 0 } else { places }
     }
 
-    /// Comes when there may be room.
+    /// Waits until there may be room.
     pub async fn have_room(&self) {
         let places = if self.are_quick() {
             self.worthwhile()

@@ -73,7 +73,7 @@ async fn listen_once(pool: &PgPool, bells: &Bells, patience: &mut Patience) -> R
     // A connection for this alone: what has fallen silent is waited for as it is let go of.
     let own = pool.apart(1);
     let Some(straight) = own.straight() else { return Ok(()) };
-    let mut gives_up = pin!(pool.gives_up());
+    let mut given_up = pin!(pool.until_given_up());
     let mut listener = in_time(async {
         let mut listener = PgListener::connect_with(straight).await?;
         listener.listen(CHANNEL).await?;
@@ -92,7 +92,7 @@ async fn listen_once(pool: &PgPool, bells: &Bells, patience: &mut Patience) -> R
     loop {
         let notification = tokio::select! {
             notification = listener.try_recv() => notification?,
-            () = &mut gives_up => None,
+            () = &mut given_up => None,
             () = sleep(SILENCE) => {
                 in_time(sqlx::query("select 1").execute(&mut listener)).await?;
                 continue;

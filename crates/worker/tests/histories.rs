@@ -42,6 +42,7 @@ fn alerts(history: &History) -> Vec<Alert> {
             alert_id: told.alert.id().to_owned(),
             name: name.parse().ok(),
             happened_at: told.at,
+            trace_parent: None,
             says: alert::read(source, name, &payload),
         }
     };

@@ -114,12 +114,8 @@ fn decode_part(part: &[u8]) -> Cow<'_, [u8]> {
 
 /// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.
 fn is_ambiguous(name: &[u8]) -> bool {
-    let is_integer = || {
-        std::str::from_utf8(name)
-            .ok()
-            .and_then(|text| text.parse::<i64>().ok().map(|number| number.to_string() == text))
-            == Some(true)
-    };
+    let is_number = |text: &str| text.parse::<i64>().is_ok_and(|number| number.to_string() == text);
+    let is_integer = || std::str::from_utf8(name).is_ok_and(is_number);
     name.is_empty() || name.iter().any(|byte| matches!(byte, b'.' | b' ' | b'[')) || is_integer()
 }
 

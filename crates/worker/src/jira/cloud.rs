@@ -17,11 +17,13 @@ use reqwest::RequestBuilder;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, Found, Invited, Page, Said, account_gone, entrance, name, read, said, unproved};
+use super::{
+    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, read, said, unproved,
+};
 use crate::failure::{Failure, Meaning};
 use crate::finding::{Finding, Vendor, round, until};
 use crate::http::{self, send};
-use crate::outcome::{Added, InviteOutcome, Removed};
+use crate::outcome::InviteOutcome;
 
 const VENDOR: Vendor = Vendor {
     name: "Jira",
@@ -50,15 +52,10 @@ impl fmt::Debug for Client {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Change {
-    Add,
-    Remove,
-}
-
 impl Client {
     pub(super) fn new(settings: &config::Jira, timeout: Duration) -> anyhow::Result<Self> {
-        let user = settings.user.clone().ok_or_else(|| anyhow::anyhow!("jira.user is missing"))?;
+        // The configuration tells what is missing in it.
+        let user = settings.user.clone().unwrap_or_default();
         let headers = HeaderMap::from_iter([
             (AUTHORIZATION, http::basic(&user, &settings.token, "jira.token")?),
             // Some of the calls are experimental, and which ones changes.
@@ -102,8 +99,11 @@ impl Client {
         match said(&answer, what)? {
             Said::Done => Ok(Some(answer.json::<User>(what)?.into())),
             Said::Already(_) => Ok(None),
-            Said::NotFound(failure) if self.service_desk.is_some() => Err(self.no_service_desk(&failure, what)),
-            Said::NotFound(failure) | Said::Refused(failure) | Said::NotMember(failure) => Err(failure),
+            Said::NotFound(failure) => Err(match &self.service_desk {
+                Some(desk) => no_service_desk(desk, failure.http_status, what),
+                None => failure,
+            }),
+            Said::Refused(failure) | Said::NotMember(failure) => Err(failure),
         }
     }
 
@@ -118,15 +118,8 @@ impl Client {
                 self.exists(account, what).await?;
                 Err(failure)
             }
-            Said::NotFound(failure) => Err(self.no_service_desk(&failure, what)),
+            Said::NotFound(failure) => Err(no_service_desk(desk, failure.http_status, what)),
         }
-    }
-
-    fn no_service_desk(&self, failure: &Failure, what: &str) -> Failure {
-        let id = self.service_desk.as_deref().unwrap_or_default();
-        let detail =
-            format!("{what}: no service desk {id} that the token's account can see; is jira.service_desk_id right?");
-        Failure::new(Meaning::Configuration, failure.http_status, detail)
     }
 
     pub(super) async fn find(&self, email: &str) -> Result<Found, Failure> {
@@ -142,7 +135,7 @@ impl Client {
         let request = self.http.get(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
         let answer = send(request.query(&[("query", email), ("limit", "50")])).await?;
         if let Said::NotFound(failure) = said(&answer, what)? {
-            return Err(self.no_service_desk(&failure, what));
+            return Err(no_service_desk(desk, failure.http_status, what));
         }
         let page: Page<User> = read(&answer, what)?;
         Ok(Found::among(page.values.iter().filter(|user| user.active != Some(false)).map(User::hit), email))
@@ -182,43 +175,7 @@ impl Client {
         }
     }
 
-    pub(super) async fn add(&self, to: &Membership, account: &AccountId) -> Result<Added, Failure> {
-        let what = format!("adding to {}", name(to));
-        match self.change(Change::Add, to, account, &what).await? {
-            Said::Done => Ok(Added::Now),
-            // A conflict (409) is not documented here, and may be one of two changes at once.
-            Said::Already(failure) if failure.http_status != Some(409) => Ok(Added::Already),
-            // Texts are translated and not documented: a refusal because of a membership may look like any other.
-            Said::Already(failure) | Said::Refused(failure) | Said::NotMember(failure) => {
-                if self.is_member(to, account).await? { Ok(Added::Already) } else { Err(failure) }
-            }
-            Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
-        }
-    }
-
-    pub(super) async fn remove(&self, from: &Membership, account: &AccountId) -> Result<Removed, Failure> {
-        let what = format!("removing from {}", name(from));
-        match self.change(Change::Remove, from, account, &what).await? {
-            Said::Done => Ok(Removed::Now),
-            Said::NotMember(_) => Ok(Removed::NotThere),
-            Said::Refused(failure) | Said::Already(failure) => {
-                if self.is_member(from, account).await? {
-                    Err(failure)
-                } else {
-                    Ok(Removed::NotThere)
-                }
-            }
-            Said::NotFound(failure) => {
-                if self.is_member(from, account).await? {
-                    Err(self.why_not_found(from, account, failure, &what).await?)
-                } else {
-                    Ok(Removed::NotThere)
-                }
-            }
-        }
-    }
-
-    async fn change(
+    pub(super) async fn change(
         &self,
         change: Change,
         membership: &Membership,
@@ -261,7 +218,7 @@ impl Client {
 
     /// Jira says 404 alike when the group or organization is missing, when the account is, and when it will not tell.
     /// The group has just been looked up when this is asked.
-    async fn why_not_found(
+    pub(super) async fn why_not_found(
         &self,
         membership: &Membership,
         account: &AccountId,
@@ -402,7 +359,7 @@ impl Client {
         let what = "looking up the service desk";
         let answer = send(self.http.get(&format!("rest/servicedeskapi/servicedesk/{id}"))).await?;
         if let Said::NotFound(failure) = said(&answer, what)? {
-            return Err(self.no_service_desk(&failure, what));
+            return Err(no_service_desk(id, failure.http_status, what));
         }
         read::<ServiceDesk>(&answer, what).map(|desk| format!("project {}", desk.project_key.unwrap_or_default()))
     }
@@ -415,7 +372,7 @@ impl Client {
             let request = self.http.get(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
             let answer = send(request.query(&[("limit", "1")])).await?;
             match said(&answer, what)? {
-                Said::NotFound(failure) => return Err(self.no_service_desk(&failure, what)),
+                Said::NotFound(failure) => return Err(no_service_desk(desk, failure.http_status, what)),
                 other => other.done()?,
             }
         }

@@ -14,11 +14,13 @@ use oarlock_service::config::{self, Membership};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, Found, Invited, Page, Said, account_gone, entrance, name, read, said, unproved};
+use super::{
+    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, read, said, unproved,
+};
 use crate::failure::{Failure, Meaning};
 use crate::finding::{Finding, Vendor, round, until};
 use crate::http::{self, send};
-use crate::outcome::{Added, InviteOutcome, Removed};
+use crate::outcome::InviteOutcome;
 
 const VENDOR: Vendor = Vendor {
     name: "Jira",
@@ -196,62 +198,36 @@ impl Client {
         }
     }
 
-    pub(super) async fn add(&self, to: &Membership, account: &AccountId) -> Result<Added, Failure> {
-        let what = format!("adding to {}", name(to));
-        let request = match to {
-            Membership::Group(name) => {
+    pub(super) async fn change(
+        &self,
+        change: Change,
+        membership: &Membership,
+        account: &AccountId,
+        what: &str,
+    ) -> Result<Said, Failure> {
+        let request = match (membership, change) {
+            (Membership::Group(name), Change::Add) => {
                 let body = NewMember { name: account.as_str() };
                 self.http.post("rest/api/2/group/user").query(&[("groupname", name)]).json(&body)
             }
-            Membership::Organization(id) => {
-                self.http.post(&format!("rest/servicedeskapi/organization/{id}/user")).json(&Usernames::of(account))
-            }
-        };
-        match said(&send(request).await?, &what)? {
-            Said::Done => Ok(Added::Now),
-            // A conflict (409) is not documented here, and may be one of two changes at once.
-            Said::Already(failure) if failure.http_status != Some(409) => Ok(Added::Already),
-            // Texts are translated: a refusal because of a membership may look like any other.
-            Said::Already(failure) | Said::Refused(failure) | Said::NotMember(failure) => {
-                if self.is_member(to, account).await? { Ok(Added::Already) } else { Err(failure) }
-            }
-            Said::NotFound(failure) => Err(self.why_not_found(to, account, failure, &what).await?),
-        }
-    }
-
-    pub(super) async fn remove(&self, from: &Membership, account: &AccountId) -> Result<Removed, Failure> {
-        let what = format!("removing from {}", name(from));
-        let request = match from {
-            Membership::Group(name) => self
+            (Membership::Group(name), Change::Remove) => self
                 .http
                 .delete("rest/api/2/group/user")
                 .query(&[("groupname", name.as_str()), ("username", account.as_str())]),
-            Membership::Organization(id) => {
-                self.http.delete(&format!("rest/servicedeskapi/organization/{id}/user")).json(&Usernames::of(account))
+            (Membership::Organization(id), change) => {
+                let path = format!("rest/servicedeskapi/organization/{id}/user");
+                let request = match change {
+                    Change::Add => self.http.post(&path),
+                    Change::Remove => self.http.delete(&path),
+                };
+                request.json(&Usernames::of(account))
             }
         };
-        match said(&send(request).await?, &what)? {
-            Said::Done => Ok(Removed::Now),
-            Said::NotMember(_) => Ok(Removed::NotThere),
-            Said::Refused(failure) | Said::Already(failure) => {
-                if self.is_member(from, account).await? {
-                    Err(failure)
-                } else {
-                    Ok(Removed::NotThere)
-                }
-            }
-            Said::NotFound(failure) => {
-                if self.is_member(from, account).await? {
-                    Err(self.why_not_found(from, account, failure, &what).await?)
-                } else {
-                    Ok(Removed::NotThere)
-                }
-            }
-        }
+        said(&send(request).await?, what)
     }
 
     /// Jira says 404 alike when the group or organization is missing and when the account is.
-    async fn why_not_found(
+    pub(super) async fn why_not_found(
         &self,
         membership: &Membership,
         account: &AccountId,
@@ -371,12 +347,6 @@ impl Client {
         }
         Err(no_service_desk(id, None, what))
     }
-}
-
-fn no_service_desk(id: &str, http_status: Option<u16>, what: &str) -> Failure {
-    let detail =
-        format!("{what}: no service desk {id} that the token's account can see; is jira.service_desk_id right?");
-    Failure::new(Meaning::Configuration, http_status, detail)
 }
 
 #[derive(Serialize)]

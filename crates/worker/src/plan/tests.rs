@@ -20,6 +20,7 @@ fn alert(number: i64, name: &str, payload: &Value) -> Alert {
         alert_id: number.to_string(),
         name: name.parse().ok(),
         happened_at: at(number),
+        trace_parent: None,
         says: alert::read(source, name, payload),
     }
 }
