@@ -3,6 +3,15 @@
 -- Names are unqualified: everything lives in the first schema of the search_path. All times are Postgres's own clock, so
 -- that no two machines have to agree about it; clock_timestamp() where a transaction may have waited for a lock.
 
+-- What Paddle sends may hold any character.
+do $$
+begin
+  if current_setting('server_encoding') not in ('UTF8', 'SQL_ASCII') then
+    raise exception 'this database is encoded as %, which has no room for every character', current_setting('server_encoding')
+      using hint = 'Make another: create database … template template0 encoding ''UTF8''.';
+  end if;
+end $$;
+
 create table outbox (
   -- UUID version 7: sorts by arrival, so new rows go to the end of the index.
   id              uuid        primary key,

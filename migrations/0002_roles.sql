@@ -86,7 +86,8 @@ declare
   alerts    uuid[] := alerts_naming(address, customers, '-infinity');
   actions   uuid[];
 begin
-  -- The planner's lock: what it has just read about them would be written back.
+  -- The planner's lock: what it has just read about them would be written back. Whoever forgets to commit does not keep it.
+  perform set_config('idle_in_transaction_session_timeout', '30s', true);
   perform pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);
   if customers <> array(select c.customer_id from billing_customer c where c.email = address order by 1) then
     raise exception 'something of theirs is under way' using

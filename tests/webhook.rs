@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use nix::sys::signal::Signal;
 use oarlock_sandbox::paddle::{Billing, BillingAlert, BillingSigner, Classic, ClassicAlert, ClassicSigner, Signed};
 use oarlock_tests::{Database, Oarlock, PATIENCE, Pooler, Settings, WEBHOOK_SECRET};
 use reqwest::header::{ALLOW, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -373,7 +374,7 @@ async fn a_missing_signature_is_answered_403() {
     let mut alert = billing(&private_billing());
     alert.header = None;
     refused(&oarlock, &alert, 403, "there is no signature").await;
-    assert_eq!(alerts(&oarlock, "classic", "other", "refused").await, 2.0);
+    assert_eq!(alerts(&oarlock, "classic", "other", "unsigned").await, 2.0);
 }
 
 #[tokio::test]
@@ -864,6 +865,42 @@ async fn whoever_hangs_up_midway_stores_nothing() {
     accepted(&oarlock, &alert).await;
 }
 
+/// A request that was sent before the receiver was told to stop may not have been read by then.
+#[tokio::test]
+async fn who_was_let_in_is_answered_at_the_end() {
+    let mut oarlock = receiver().start().await;
+    let request = |number: usize| {
+        let alert = billing(&Billing::transaction_completed("ctm_1").event_id(&format!("evt_{number}")));
+        [head(&alert, &format!("Content-Length: {}", alert.body.len())), alert.body].concat()
+    };
+    let mut connections = Vec::new();
+    for number in 0..40 {
+        let (status, _, connection) = raw_on_connection(&oarlock, &[request(number)]).await;
+        assert_eq!(status, 200);
+        connections.push(connection);
+    }
+    let mut idle = connections.pop().expect("made above");
+    for (connection, number) in connections.iter_mut().zip(40..) {
+        connection.write_all(&request(number)).await.unwrap();
+    }
+    let address = oarlock.receiver().address();
+    let receiver = oarlock.receivers.remove(0);
+    receiver.signal(Signal::SIGTERM);
+    while TcpStream::connect(&address).await.is_ok() {}
+    // Who asks once more over a connection that is there is told to go elsewhere from here on.
+    idle.write_all(&request(79)).await.unwrap();
+    connections.push(idle);
+    let mut last = String::new();
+    for mut connection in connections {
+        last.clear();
+        connection.read_to_string(&mut last).await.expect("it is closed in order");
+        assert!(last.contains("HTTP/1.1 200"), "{last:?}");
+    }
+    assert!(last.to_ascii_lowercase().contains("connection: close"), "{last:?}");
+    assert_eq!(receiver.ends().await.code, Some(0));
+    assert_eq!(stored(&oarlock).await, 80);
+}
+
 // The admin listener
 
 #[tokio::test]
@@ -903,6 +940,7 @@ async fn metrics_have_the_contracts_names_and_nobodys_address() {
         "oarlock_alerts_total{alert_name=\"subscription_created\",result=\"stored\",source=\"classic\"} 1",
         "oarlock_alerts_total{alert_name=\"other\",result=\"stored\",source=\"classic\"} 1",
         "oarlock_alerts_total{alert_name=\"other\",result=\"refused\",source=\"classic\"} 1",
+        "oarlock_alerts_total{alert_name=\"other\",result=\"unsigned\",source=\"classic\"} 0",
         "oarlock_alerts_total{alert_name=\"other\",result=\"mismatch\",source=\"classic\"} 0",
         "# TYPE oarlock_ack_seconds histogram",
         "oarlock_ack_seconds_bucket{le=\"+Inf\"} 3",

@@ -39,6 +39,8 @@ pub struct Gauges {
     pub alerts: Vec<AlertCount>,
     pub actions: Vec<ActionCount>,
     pub destinations: Vec<DestinationState>,
+    /// How long the oldest alert that is not planned has been there.
+    pub oldest_unplanned_seconds: f64,
 }
 
 /// Reads these counts.
@@ -73,8 +75,13 @@ pub async fn read(pool: &PgPool) -> Result<Gauges, sqlx::Error> {
     )
     .fetch_all(&mut *transaction)
     .await?;
+    let oldest_unplanned_seconds = sqlx::query_scalar!(
+        r#"select coalesce(extract(epoch from now() - (select received_at from outbox where to_plan order by id limit 1)), 0)::float8 as "seconds!""#
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
     transaction.commit().await?;
-    Ok(Gauges { alerts, actions, destinations })
+    Ok(Gauges { alerts, actions, destinations, oldest_unplanned_seconds })
 }
 
 /// Compares what everybody pays for with what they have: over all customers, so not as quick as the counts.

@@ -129,7 +129,7 @@ impl PgPool {
     /// # Errors
     /// When there is none in time.
     pub async fn acquire(&self) -> Result<Connection, Error> {
-        let inner = Some(self.pool.acquire().await?);
+        let inner = Some(self.pool.acquire().await.map_err(in_plain_words)?);
         Ok(Connection { inner, in_transaction: false, way: Arc::clone(&self.way) })
     }
 
@@ -213,6 +213,16 @@ impl Way {
 
     fn is_good(&self, age: Duration) -> bool {
         self.given_up.borrow().is_none_or(|then| then.elapsed() > age)
+    }
+}
+
+fn in_plain_words(error: Error) -> Error {
+    match error {
+        Error::PoolTimedOut => Error::Protocol(
+            "no connection in time: Postgres is away or refuses, or all of database.max_connections are in use"
+                .to_owned(),
+        ),
+        error => error,
     }
 }
 

@@ -12,8 +12,10 @@ pub enum Outcome {
     Repeated,
     /// The number of a stored alert with other content.
     Mismatch,
-    /// Not proved to be Paddle's.
+    /// Signed, and not proved to be Paddle's.
     Refused,
+    /// Without a signature, as anybody posts.
+    Unsigned,
     Malformed,
     TooLarge,
     /// The database was away, slow or full.
@@ -21,11 +23,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Stored,
         Self::Repeated,
         Self::Mismatch,
         Self::Refused,
+        Self::Unsigned,
         Self::Malformed,
         Self::TooLarge,
         Self::Unavailable,
@@ -37,6 +40,7 @@ impl Outcome {
             Self::Repeated => "repeated",
             Self::Mismatch => "mismatch",
             Self::Refused => "refused",
+            Self::Unsigned => "unsigned",
             Self::Malformed => "malformed",
             Self::TooLarge => "too_large",
             Self::Unavailable => "unavailable",

@@ -5,17 +5,23 @@
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::ConnectionType;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage as _};
+use actix_web::{Error, HttpMessage as _, web};
 use oarlock_outbox::TraceParent;
 use oarlock_service::trace::{self, Opening, Role};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Cancelled when the receiver is to end.
+#[derive(Debug)]
+pub(crate) struct Stopping(pub(crate) CancellationToken);
 
 /// Runs a request within its span. What it serves finds its [`TraceParent`] among the request's extensions.
 pub(crate) async fn in_its_span(
@@ -38,6 +44,10 @@ pub(crate) async fn in_its_span(
     request.extensions_mut().insert(opening.open(&span, Role::Server));
     let mut response = next.call(request).instrument(span.clone()).await?;
     trace::note(&span, "http.response.status_code", response.status().as_u16());
+    if response.request().app_data::<web::Data<Stopping>>().is_some_and(|stopping| stopping.0.is_cancelled()) {
+        // The next one is for another receiver.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     let id = HeaderValue::try_from(id).expect("made of what a header can carry");
     response.headers_mut().insert(REQUEST_ID, id);
     Ok(response)

@@ -1,8 +1,9 @@
 //! The listeners are opened, served and closed.
 
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::num::NonZero;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -12,16 +13,20 @@ use actix_web::{App, HttpServer, web};
 use anyhow::Context;
 use oarlock_service::config::{Database, ReceiverConfig};
 use oarlock_service::{admin, database};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::intake::{Common, Intake};
 use crate::metrics::Metrics;
-use crate::request;
+use crate::request::{self, Stopping};
 use crate::signature::Verifier;
 use crate::webhook::{self, Webhook};
 
 /// How long connections may take at least to finish what they have begun, once the receiver is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long what was accepted last has to be read. Longer than it takes to come, since whoever sent it had been let in.
+const READING: Duration = Duration::from_millis(500);
 
 /// What an answer may take to be written, once it is known.
 const ANSWERING: Duration = Duration::from_secs(1);
@@ -51,6 +56,8 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
         .await
         .with_context(|| format!("failed to listen on {} (receiver.admin_listen)", config.admin_listen))?;
     let (address, admin_address) = (webhook_listener.local_addr()?, admin_listener.local_addr()?);
+    // The same socket: a listener can be shut only as what it is not.
+    let door = TcpStream::from(OwnedFd::from(webhook_listener.try_clone()?));
     if !verifier.can_verify_anything() {
         tracing::warn!(
             "neither paddle.classic.public_keys nor paddle.billing.webhook_secrets is set: every alert will be answered 403"
@@ -71,7 +78,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
 
     let (common, waking) = Common::new(pool.clone());
     let verifier = Arc::new(verifier);
-    let path = config.path.clone();
+    let (path, stopping) = (config.path.clone(), shutdown.clone());
     let server = HttpServer::new(move || {
         let webhook = Webhook {
             verifier: Arc::clone(&verifier),
@@ -82,6 +89,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
         };
         App::new()
             .app_data(web::Data::new(webhook))
+            .app_data(web::Data::new(Stopping(stopping.clone())))
             .service(
                 web::resource(&path)
                     .route(web::post().to(webhook::receive))
@@ -102,6 +110,13 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let handle = server.handle();
     let stopper = tokio::spawn(async move {
         shutdown.cancelled().await;
+        handle.pause().await;
+        // Who comes from here on is refused at once, and may go to another receiver.
+        if let Err(error) = door.shutdown(Shutdown::Both) {
+            tracing::warn!(%error, "whoever comes now waits in vain");
+        }
+        // What was accepted may not have been read yet, and would pass for idle.
+        sleep(READING).await;
         handle.stop(true).await;
     });
     server.await.context("the webhook's server failed")?;

@@ -135,7 +135,8 @@ fn answer(status: StatusCode) -> HttpResponse {
 fn refuse(webhook: &Webhook, source: Source, refusal: &Refusal, body_bytes: usize) -> HttpResponse {
     let (status, outcome, is_ours_to_mend) = match refusal {
         Refusal::NotConfigured | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused, true),
-        Refusal::NoSignature | Refusal::SeveralSignatures | Refusal::WrongSignature | Refusal::NotASignature => {
+        Refusal::NoSignature => (StatusCode::FORBIDDEN, Outcome::Unsigned, false),
+        Refusal::SeveralSignatures | Refusal::WrongSignature | Refusal::NotASignature => {
             (StatusCode::FORBIDDEN, Outcome::Refused, false)
         }
         Refusal::NotAForm | Refusal::AmbiguousName | Refusal::Malformed(_) => {
@@ -162,11 +163,13 @@ fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {
     answer(StatusCode::PAYLOAD_TOO_LARGE)
 }
 
-/// A JSON body without a signature header is an unsigned Billing notification rather than a broken form.
+/// A JSON body without a signature header is an unsigned Billing notification rather than a broken form. (But what has a form's
+/// signature is a form, whatever it is called.)
 fn says_json(request: &HttpRequest, body: &[u8]) -> bool {
+    const SIGNATURE: &[u8] = b"p_signature=";
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     match kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).as_deref() {
-        Some("application/json") => true,
+        Some("application/json") => !body.windows(SIGNATURE.len()).any(|part| part == SIGNATURE),
         Some("application/x-www-form-urlencoded") => false,
         _ => body.trim_ascii_start().starts_with(b"{"),
     }

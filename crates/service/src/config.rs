@@ -220,6 +220,9 @@ impl Everything {
         let problems = RefCell::new(Vec::new());
         let config = config(Self::read(&mut Section::root(table, program, &problems)));
         let mut problems = problems.into_inner();
+        if program != Program::Migration {
+            problems.extend(crate::trace::problems());
+        }
         // Also with what is wrong already: all is to be told at once.
         match make(&config) {
             Ok(made) if problems.is_empty() => Ok((config, made)),
@@ -280,7 +283,7 @@ fn receiver(section: &mut Section<'_>, database: Database) -> ReceiverConfig {
         billing_webhook_secrets: Vec::new(),
         billing_tolerance: Duration::ZERO,
     };
-    if !config.path.starts_with('/') || config.path.contains(['?', '#', '{', '}', '*', ' ']) {
+    if !config.path.starts_with('/') || config.path.contains(['?', '#', '{', '}', '*', '%', ' ']) {
         section.problem("path", "must be a plain path such as \"/paddle\"");
     }
     section.finish();
@@ -375,7 +378,7 @@ fn jira(section: &mut Section<'_>) -> Jira {
     let token = section.required_secret("token");
     let service_desk_id = section.string("service_desk_id");
     if let Some(id) = &service_desk_id
-        && (id.is_empty() || !id.bytes().all(|b| b.is_ascii_digit()))
+        && !id.bytes().all(|b| b.is_ascii_digit())
     {
         section.problem("service_desk_id", "must be the numeric id, as GET /rest/servicedeskapi/servicedesk lists it");
     }
@@ -392,10 +395,8 @@ fn jira(section: &mut Section<'_>) -> Jira {
             row.problem("plans", "is missing: name the plans, or [\"*\"] for any");
         }
         match (row.string("group"), row.string("organization")) {
-            (Some(group), None) if !group.is_empty() => {
-                access.push(JiraAccess { plans, grants: Membership::Group(group) })
-            }
-            (None, Some(id)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) => {
+            (Some(group), None) => access.push(JiraAccess { plans, grants: Membership::Group(group) }),
+            (None, Some(id)) if id.bytes().all(|b| b.is_ascii_digit()) => {
                 access.push(JiraAccess { plans, grants: Membership::Organization(id) });
             }
             (None, Some(_)) => row.problem("organization", "must be the numeric id of the organization, in quotes"),

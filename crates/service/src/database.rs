@@ -7,17 +7,52 @@ use oarlock_outbox::{PgPool, schema};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
+use tracing::subscriber::NoSubscriber;
+use url::Url;
 
 use crate::config::Database;
 
 /// Checks a connection URL; the error says what is wrong and never quotes the URL, which may hold a password.
 pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> {
     let url = url.expose_secret();
-    let wrong = "must be a URL such as \"postgres://user@host:5432/database\"";
-    if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+    let wrong = "must be a URL such as \"postgres://user@host:5432/database\": one host, the characters / # ? @ % of a password as \
+                 %2F %23 %3F %40 %25, and options with values that libpq knows";
+    let is_one = url.starts_with("postgres://") || url.starts_with("postgresql://");
+    let has_one_host = Url::parse(url).is_ok_and(|url| !url.host_str().unwrap_or_default().contains(','));
+    if !(is_one && has_one_host) {
         return Err(wrong.to_owned());
     }
-    PgConnectOptions::from_str(url).map_err(|_| wrong.to_owned())
+    // It says of an option that it does not know what it was set to, which may be a password.
+    let quietly = || PgConnectOptions::from_str(url);
+    tracing::subscriber::with_default(NoSubscriber::new(), quietly).map_err(|_| wrong.to_owned())
+}
+
+/// The options of a connection URL that are not heeded, such as libpq's `target_session_attrs`.
+fn unheeded(url: &SecretString) -> Vec<String> {
+    /// What sqlx knows, in both spellings where it has two.
+    const HEEDED: [&str; 18] = [
+        "sslmode",
+        "ssl-mode",
+        "sslrootcert",
+        "ssl-root-cert",
+        "ssl-ca",
+        "sslcert",
+        "ssl-cert",
+        "sslkey",
+        "ssl-key",
+        "statement-cache-capacity",
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "user",
+        "password",
+        "application_name",
+        "options",
+    ];
+    let url = Url::parse(url.expose_secret());
+    let names = url.iter().flat_map(Url::query_pairs).map(|(name, _)| name.into_owned());
+    names.filter(|name| !HEEDED.contains(&name.as_str()) && !name.starts_with("options[")).collect()
 }
 
 /// How to connect.
@@ -26,6 +61,9 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> 
 /// If the URL was not checked by the configuration.
 pub fn options(database: &Database, program: &str) -> PgConnectOptions {
     // A number read back as text is exact without it, and poolers refuse what they do not know.
+    for option in unheeded(&database.url) {
+        tracing::warn!(option, "an option of database.url is not heeded");
+    }
     let options = parse_url(&database.url).expect("the configuration checks the URL").extra_float_digits(None);
     match options.get_application_name() {
         Some(_) => options,

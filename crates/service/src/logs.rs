@@ -19,7 +19,9 @@ use crate::trace::{self, Exporter};
 /// When traces are to be exported in a way that cannot be.
 pub fn start(program: &'static str) -> Result<Exporter, Problems> {
     // The database driver tells of slow statements with their text; that is for developers.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.trim().is_empty());
+    let filter =
+        asked.and_then(|asked| EnvFilter::try_new(asked).ok()).unwrap_or_else(|| EnvFilter::new("info,sqlx=warn"));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = if std::io::stderr().is_terminal() {
         lines.with_target(false).boxed()

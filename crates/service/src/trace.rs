@@ -49,18 +49,25 @@ impl Exporter {
     }
 }
 
-/// Whether spans are to be exported, by the environment; starts what exports them.
-pub(crate) fn start(program: &'static str) -> Result<(Exporter, Option<Tracer>), Problems> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let either = |end: &str| {
-        let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{end}"), format!("OTEL_EXPORTER_OTLP_{end}")];
-        names.into_iter().find_map(|name| variable(&name).map(|value| (name, value)))
-    };
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// A variable of the exporter's, for traces or for all signals, with its name.
+fn either(end: &str) -> Option<(String, String)> {
+    let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{end}"), format!("OTEL_EXPORTER_OTLP_{end}")];
+    names.into_iter().find_map(|name| variable(&name).map(|value| (name, value)))
+}
+
+/// Where spans are to be exported to, with the variable that says so.
+fn endpoint() -> Option<(String, String)> {
     let is = |name: &str, value: &str| variable(name).is_some_and(|is| is.eq_ignore_ascii_case(value));
-    let Some((name, endpoint)) = either("ENDPOINT") else { return Ok((Exporter(None), None)) };
-    if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
-        return Ok((Exporter(None), None));
-    }
+    either("ENDPOINT").filter(|_| !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none"))
+}
+
+/// What is wrong with the environment's words about traces.
+pub(crate) fn problems() -> Vec<String> {
+    let Some((name, endpoint)) = endpoint() else { return Vec::new() };
     let mut problems = Vec::new();
     if !endpoint.starts_with("http://") {
         problems.push(format!(
@@ -70,9 +77,12 @@ pub(crate) fn start(program: &'static str) -> Result<(Exporter, Option<Tracer>),
     if let Some((name, protocol)) = either("PROTOCOL").filter(|(_, protocol)| protocol != "http/protobuf") {
         problems.push(format!("{name} must be \"http/protobuf\", not {protocol:?}"));
     }
-    if !problems.is_empty() {
-        return Err(Problems(problems));
-    }
+    problems
+}
+
+/// Whether spans are to be exported, by the environment, which has no [`problems`]; starts what exports them.
+pub(crate) fn start(program: &'static str) -> Result<(Exporter, Option<Tracer>), Problems> {
+    let Some((name, _)) = endpoint() else { return Ok((Exporter(None), None)) };
     let timeout = either("TIMEOUT").and_then(|(_, milliseconds)| milliseconds.parse().ok()).unwrap_or(10_000);
     let client = Client { runtime: Handle::current(), timeout: Duration::from_millis(timeout) };
     let exporter =

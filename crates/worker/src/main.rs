@@ -1,5 +1,6 @@
 //! `oarlock-worker [run|migrate|doctor|health] [--config FILE]`.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -57,7 +58,11 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
             let exporter = logs::start("oarlock-worker")?;
             let ended = work(config, vendors).await;
             exporter.finish().await;
-            ended
+            if let Err(error) = ended {
+                tracing::error!(error = format!("{error:#}"), "the worker ends");
+                return Ok(ExitCode::FAILURE);
+            }
+            Ok(())
         }
         Command::Migrate => migrate(&Database::load(file)?).await,
         Command::Doctor { json } => {
@@ -66,12 +71,13 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
                 Ok((config, vendors)) => doctor::run(config, vendors).await,
                 Err(problems) => Report::of_problems(problems),
             };
-            match json {
-                true => println!("{}", report.to_json()),
+            // Whoever reads may have seen enough.
+            let _ = match json {
+                true => writeln!(io::stdout(), "{}", report.to_json()),
                 // Refusing says the same.
-                false if loaded.is_err() => {}
-                false => print!("{report}"),
-            }
+                false if loaded.is_err() => Ok(()),
+                false => write!(io::stdout(), "{report}"),
+            };
             loaded?;
             return Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
@@ -80,7 +86,7 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
     Ok(match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("oarlock-worker: {error:#}");
+            eprintln!("oarlock-worker: {error}");
             ExitCode::FAILURE
         }
     })

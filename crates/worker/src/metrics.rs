@@ -27,6 +27,7 @@ pub struct Metrics {
     oldest_due: GaugeVec,
     paused: IntGaugeVec,
     // Without labels; vectors because only those can be emptied.
+    oldest_unplanned: GaugeVec,
     drift: IntGaugeVec,
     drift_oldest: GaugeVec,
     read_at: Mutex<Option<Instant>>,
@@ -71,6 +72,11 @@ impl Metrics {
                 &["destination"],
             )
             .expect("valid names"),
+            oldest_unplanned: GaugeVec::new(
+                opts("oarlock_oldest_unplanned_seconds", "How long the oldest alert has been stored and not planned."),
+                &[],
+            )
+            .expect("a valid name"),
             drift: IntGaugeVec::new(
                 opts("oarlock_access_drift", "Customers whose access differs from what they pay for."),
                 &[],
@@ -84,13 +90,14 @@ impl Metrics {
             read_at: Mutex::new(None),
             drift_due: Mutex::new(None),
         };
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        let all: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(metrics.actions_total.clone()),
             Box::new(metrics.call_seconds.clone()),
             Box::new(metrics.outbox_alerts.clone()),
             Box::new(metrics.actions.clone()),
             Box::new(metrics.oldest_due.clone()),
             Box::new(metrics.paused.clone()),
+            Box::new(metrics.oldest_unplanned.clone()),
             Box::new(metrics.drift.clone()),
             Box::new(metrics.drift_oldest.clone()),
         ];
@@ -148,6 +155,7 @@ impl Metrics {
             self.actions.reset();
             self.oldest_due.reset();
             self.paused.reset();
+            self.oldest_unplanned.reset();
         }
     }
 
@@ -184,6 +192,7 @@ impl Metrics {
             self.oldest_due.with_label_values(&[&state.name]).set(state.oldest_due_seconds);
             self.paused.with_label_values(&[&state.name]).set(i64::from(state.paused));
         }
+        self.oldest_unplanned.with_label_values::<&str>(&[]).set(gauges.oldest_unplanned_seconds);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use oarlock_outbox::alert::Alert;
 use oarlock_outbox::claim::{Claim, Terms};
 use oarlock_outbox::planning::Batch;
-use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
+use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, is_held_up, planning};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,12 @@ impl Planner {
                     }
                     self.poll_interval
                 }
-                Err(error) if is_conflict(&error) => AFTER_A_CONFLICT,
+                Err(error) if is_conflict(&error) => {
+                    if is_held_up(&error) {
+                        tracing::warn!("somebody holds what the planner needs: alerts wait to be planned");
+                    }
+                    AFTER_A_CONFLICT
+                }
                 Err(error) if is_about_the_data(&error) => {
                     tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
                     match self.plan_one().await {

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
+use aws_lc_rs::rsa::PublicEncryptingKey;
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -36,13 +37,17 @@ impl PublicKeys {
             let parsed = found.ok().filter(|found| !found.is_empty()).and_then(|found| {
                 found
                     .iter()
-                    .map(|der| ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, der.as_ref()).ok())
+                    .map(|der| {
+                        // Of a size that can verify anything, which the parser does not ask for.
+                        PublicEncryptingKey::from_der(der.as_ref()).ok()?;
+                        ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, der.as_ref()).ok()
+                    })
                     .collect::<Option<Vec<_>>>()
             });
             match parsed {
                 Some(parsed) => keys.extend(parsed),
                 None => problems.push(format!(
-                    "paddle.classic.public_keys (or public_key_files), entry {}: not an RSA public key in PEM, as Paddle shows under Developer Tools, Public Key",
+                    "paddle.classic.public_keys (or public_key_files), entry {}: not an RSA public key of 2048 to 8192 bits in PEM, as Paddle shows under Developer Tools, Public Key",
                     at + 1
                 )),
             }

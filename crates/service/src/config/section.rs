@@ -80,7 +80,12 @@ impl<'p> Section<'p> {
         self.table.remove(key)
     }
 
+    /// A text; one that is empty counts as not given, as in the environment.
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
+        self.text(key).filter(|text| !text.trim().is_empty())
+    }
+
+    fn text(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             // An id written without quotes is clear enough.
@@ -96,6 +101,11 @@ impl<'p> Section<'p> {
     pub(super) fn strings(&mut self, key: &str) -> Option<Vec<String>> {
         let values = match self.take(key)? {
             Value::Array(values) => values,
+            // It was meant to be a list as TOML has it, and is none.
+            Value::String(text) if text.trim_start().starts_with('[') => {
+                self.problem(key, "must be a list of texts, such as [\"a\", \"b\"] or a,b");
+                return None;
+            }
             Value::String(text) => {
                 return Some(
                     text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect(),
@@ -109,6 +119,7 @@ impl<'p> Section<'p> {
         let mut texts = Vec::new();
         for value in values {
             match value {
+                Value::String(text) if text.trim().is_empty() => self.problem(key, "has an empty entry"),
                 Value::String(text) => texts.push(text),
                 Value::Integer(number) => texts.push(number.to_string()),
                 _ => self.problem(key, "must be a list of texts"),
@@ -167,7 +178,10 @@ impl<'p> Section<'p> {
         match parsed {
             Some(duration) if duration <= LONGEST => duration,
             _ => {
-                self.problem(key, "must be a length of time, such as \"250ms\", \"5s\", \"6h\" or \"90d\"");
+                self.problem(
+                    key,
+                    "must be a length of time of at most 100 years, such as \"250ms\", \"5s\", \"6h\" or \"90d\"",
+                );
                 default
             }
         }
@@ -228,7 +242,7 @@ impl<'p> Section<'p> {
     /// A secret, as `key` or in the file that `key_file` names.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
         let file_key = format!("{key}_file");
-        let (value, file) = (self.string(key), self.string(&file_key));
+        let (value, file) = (self.text(key), self.string(&file_key));
         match (value, file) {
             (Some(_), Some(_)) => {
                 self.problem(key, &format!("and {} are both given: keep one", self.path(&file_key)));
@@ -261,9 +275,6 @@ impl<'p> Section<'p> {
     /// Several values, written in `key` and read from the files that `files_key` names, together.
     pub(super) fn contents(&mut self, key: &str, files_key: &str) -> Vec<String> {
         let mut contents = self.strings(key).unwrap_or_default();
-        if contents.iter().any(|text| text.trim().is_empty()) {
-            self.problem(key, "has an empty entry");
-        }
         for path in self.strings(files_key).unwrap_or_default() {
             if !self.foreign
                 && let Some(text) = self.read(files_key, &path)
@@ -288,8 +299,8 @@ impl<'p> Section<'p> {
                 self.problem(key, &format!("names {path}, which is empty"));
                 None
             }
-            // An editor ends a file with a newline that is no part of the secret.
-            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+            // An editor ends a file with a newline, or begins it with a mark of its encoding: no part of the secret.
+            Ok(text) => Some(text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).to_owned()),
             Err(error) => {
                 self.problem(key, &format!("names {path}, which cannot be read: {error}"));
                 None
