@@ -196,6 +196,7 @@ create table classic_address_change (
 );
 
 create index classic_address_change_old on classic_address_change (old_email);
+create index classic_address_change_new on classic_address_change (new_email);
 
 -- Billing's customers: an alert names the id, this table the address.
 create table billing_customer (
@@ -279,7 +280,8 @@ select a.id as action_id, a.outbox_id, o.source, o.alert_id, o.alert_name, a.kin
 from outbox_action a
 join outbox o on o.id = a.outbox_id
 left join lateral (
-  select min(started_at) as first_try, max(started_at) as last_try from outbox_attempt where action_id = a.id
+  -- Its own, and those of the call that was made for it as well.
+  select min(started_at) as first_try, max(started_at) as last_try from outbox_attempt where action_id in (a.id, a.leader_id)
 ) t on true
 where a.status = 'dead';
 
@@ -308,7 +310,8 @@ select x.email,
        coalesce(g.targets, '{}') as given,
        c.access_made_at,
        case when w.targets is distinct from g.targets
-            then coalesce(greatest(c.paid_changed_at, ended.at), g.since, now()) end as differs_since
+            -- What was made right did not differ before, whatever the configuration says by now.
+            then coalesce(greatest(c.paid_changed_at, ended.at, c.access_made_at), g.since, now()) end as differs_since
 from everybody x
 left join paid p on p.email = x.email
 left join wanted w on w.email = x.email
@@ -321,6 +324,15 @@ left join customer c on c.email = x.email;
 -- A row that an operator sets from an end state back to pending starts afresh. Everything a replay has to do hangs on that
 -- transition, so a plain UPDATE is as good as the functions below. The triggers fire on it alone; the worker's own
 -- transitions only pay for the comparison.
+
+-- What an alert comes to is decided by looking at all of its actions, also at those that others have ended a moment ago.
+create function outbox_sees_others() returns void language plpgsql as $$
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'this transaction does not see what others have done since it began' using
+      errcode = 'object_not_in_prerequisite_state', hint = 'Begin it with: begin isolation level read committed.';
+  end if;
+end $$;
 
 create function outbox_action_revive() returns trigger language plpgsql as $$
 begin
@@ -343,11 +355,13 @@ create trigger outbox_action_revive before update of status on outbox_action for
 
 create function outbox_action_revived() returns trigger language plpgsql as $$
 begin
+  perform outbox_sees_others();
   -- Under lock, so that of two replays at once the second sees what the first has done.
   perform from outbox where id = new.outbox_id for update;
   update outbox set status = 'pending', finished_at = null, last_error = null
   where id = new.outbox_id and status <> 'pending'
-    and not exists (select from outbox_action where outbox_id = new.outbox_id and status = 'dead');
+    -- By the alert: while statistics know of few dead ones, Postgres would read all of these for each.
+    and not exists (select from outbox_action where outbox_id = new.outbox_id and status || '' = 'dead');
   perform pg_notify('oarlock', new.destination);
   return null;
 end $$;
@@ -373,8 +387,8 @@ create trigger outbox_revive before update of status on outbox for each row
 
 create function outbox_revived() returns trigger language plpgsql as $$
 begin
-  if exists (select from outbox_action where outbox_id = new.id and status = 'dead') then
-    update outbox_action set status = 'pending' where outbox_id = new.id and status = 'dead';
+  if exists (select from outbox_action where outbox_id = new.id and status || '' = 'dead') then
+    update outbox_action set status = 'pending' where outbox_id = new.id and status || '' = 'dead';
   else
     -- A look-up has brought the address, which is kept up to date since: what the alert is for is done again.
     update outbox_action set status = 'pending' where outbox_id = new.id and status = 'done' and kind <> 'paddle_customer';
@@ -391,6 +405,7 @@ create trigger outbox_revived after update of status on outbox for each row
 -- at work. Call it with the alert's row locked. (In plpgsql since that keeps the plan.)
 create function outbox_settle(alerts uuid[]) returns void language plpgsql as $$
 begin
+  perform outbox_sees_others();
   with s as materialized (
     select a.outbox_id,
            case when bool_or(a.status = 'dead') then 'dead'
@@ -409,10 +424,25 @@ begin
     and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null);
 end $$;
 
+-- The address that these alerts waited for is known: they are planned, unless a look-up was replayed of one that was.
+create function outbox_plan_again(alerts uuid[]) returns void language plpgsql as $$
+begin
+  perform from outbox o where o.id = any (alerts) order by o.id for update;
+  update outbox o set status = 'pending', finished_at = null, last_error = null, to_plan = true
+  where o.id = any (alerts) and o.status in ('pending', 'dead')
+    and not exists (
+      select from outbox_action a
+      where a.outbox_id = o.id and a.status <> 'discarded' and not (a.kind = 'paddle_customer' and a.status = 'done'));
+  if found then
+    perform pg_notify('oarlock', 'outbox');
+  end if;
+  perform outbox_settle(alerts);
+end $$;
+
 -- The addresses of these customers of Billing are known now: their look-ups that wait, or that failed, need no call any more,
 -- and the alerts that waited for them can be planned. A look-up that is under way is touched, so that its end cannot be recorded
 -- without seeing what this transaction writes.
-create function answer_look_ups(customers text[]) returns void language plpgsql as $$
+create function answer_look_ups(customers text[]) returns void language plpgsql set lock_timeout = '300ms' as $$
 declare
   alerts uuid[];
 begin
@@ -431,8 +461,7 @@ begin
     returning a.outbox_id, a.status
   )
   select array_agg(outbox_id) into alerts from answered where status = 'done';
-  update outbox o set status = 'pending', finished_at = null, last_error = null, to_plan = true
-  where o.id = any (alerts) and o.status in ('pending', 'dead');
+  perform outbox_plan_again(alerts);
 end $$;
 
 -- Writes the results of claims, each guarded by its token; returns the actions it was written for, which are not those whose
@@ -522,7 +551,7 @@ begin
         last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
         run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) when w.status = 'pending' then clock_timestamp() else f.run_at end,
         finished_at = case when w.status <> 'pending' then clock_timestamp() end,
-        leader_id = case when l.status = 'done' then f.leader_id end
+        leader_id = case when w.status <> 'pending' then f.leader_id end
     from follower w join leader l on l.id = w.leader_id
     where f.id = w.id and f.id = any (array(select id from follower)) and f.leader_id = l.id and f.status = 'pending'
     returning f.outbox_id, f.kind, f.status
@@ -543,7 +572,7 @@ begin
 
   -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
   if told is not null then
-    update outbox o set to_plan = true where o.id = any (told) and o.status = 'pending';
+    perform outbox_plan_again(told);
     perform answer_look_ups(array(
       select a.subject from outbox_action a where a.id = any (recorded) and a.kind = 'paddle_customer' and a.status = 'done'));
   end if;
@@ -591,7 +620,7 @@ begin
     select d.id from outbox_action d
     where d.status = 'dead'
       and (replay_dead_letters.destination is null or d.destination = replay_dead_letters.destination)
-      and d.finished_at >= since
+      and d.finished_at >= coalesce(since, '-infinity')
     order by d.finished_at limit max_rows
     for update skip locked);
   get diagnostics put_back = row_count;
@@ -608,13 +637,13 @@ begin
   end if;
   update outbox_action a
   set status = 'discarded', last_error = 'discarded: ' || reason || coalesce(' (was: ' || a.last_error || ')', '')
-  where (a.id = discard.id or a.outbox_id = discard.id) and a.status = 'dead';
+  where (a.id = discard.id or a.outbox_id = discard.id) and a.status || '' = 'dead';
   get diagnostics ended = row_count;
   if ended = 0 then
     update outbox o
     set status = 'ignored', last_error = 'discarded: ' || reason || coalesce(' (was: ' || o.last_error || ')', '')
     where o.id = discard.id and o.status = 'dead'
-      and not exists (select from outbox_action a where a.outbox_id = o.id and a.status = 'dead');
+      and not exists (select from outbox_action a where a.outbox_id = o.id and a.status || '' = 'dead');
     get diagnostics ended = row_count;
   end if;
   return ended;

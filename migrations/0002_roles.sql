@@ -38,11 +38,14 @@ begin
   if not exists (select from access a where a.email = address) then
     raise exception 'no subscription and no membership of this address is known' using errcode = 'no_data_found';
   end if;
-  -- One that waits for its next try does as well. One that is running may have looked already.
+  -- One that waits for its next try does as well. One that is running may have looked already, also for one that waits.
   update outbox_action a set run_at = clock_timestamp()
   where a.id = (
     select w.id from outbox_action w
     where w.destination = 'jira' and w.subject = address and w.kind = 'jira_access' and w.status = 'pending' and w.due_at <= clock_timestamp()
+      and not exists (
+        select from outbox_action r
+        where r.destination = 'jira' and r.subject = address and r.kind = 'jira_access' and r.status = 'running')
     limit 1)
   returning a.id into action;
   if action is null then

@@ -27,6 +27,105 @@ async fn changes_of_address_arrive_in_the_wrong_order() {
     assert_eq!(group.members(), ["ann@c.example.com"], "{}", oarlock.outbox().await);
 }
 
+/// An address that had two owners in turn: each subscription follows its own, whichever change is told last.
+#[tokio::test]
+async fn an_address_has_another_owner_later() {
+    let oarlock = Oarlock::start().await;
+    let (then, shared) = (Utc::now() - Span::hours(1), "box@example.com");
+    let change =
+        |old: &str, new: &str, minutes| Classic::update_audience_member(old, new).at(then + Span::minutes(minutes));
+    for (email, subscription) in [(ANN, "1"), ("eve@example.com", "2")] {
+        oarlock.paddle_sends(&Classic::subscription_created(email).subscription(subscription).at(then)).await;
+        oarlock.settles().await;
+    }
+    let late = change(shared, "ann@b.example.com", 2);
+    for alert in
+        [change(ANN, shared, 1), change("eve@example.com", shared, 3), change(shared, "eve@b.example.com", 4), late]
+    {
+        oarlock.paddle_sends(&alert).await;
+        oarlock.settles().await;
+    }
+    let owners = "select string_agg(subscription_id || ' ' || email, ', ' order by subscription_id) from subscription";
+    assert_eq!(oarlock.value::<String>(owners).await, "1 ann@b.example.com, 2 eve@b.example.com");
+    assert_eq!(oarlock.members("group:commercial-support").len(), 2, "{}", oarlock.outbox().await);
+}
+
+/// Whatever became of the action that was to end it, what is paid for until a day ahead ends then.
+#[tokio::test]
+async fn an_end_that_was_not_planned_comes_all_the_same() {
+    let oarlock = Oarlock::start().await;
+    let end = Utc::now() + Span::days(9);
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ends_at(end)).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where due_at > now()").await, 1);
+    oarlock.sets_up("delete from outbox_action where due_at > now()").await;
+    oarlock.sql("select reconcile('ann@example.com')").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where due_at > now()").await, 1);
+    oarlock.sql("select reconcile('ann@example.com')").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where due_at > now()").await, 1, "once");
+    assert!(oarlock.jira().group("commercial-support").has(ANN));
+    oarlock.time_passes(Span::days(9)).await;
+    oarlock.settles().await;
+    assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// A group that is gone, and that no row of `jira.access` names any more, is a matter of who was in it.
+#[tokio::test]
+async fn a_group_that_is_given_up_holds_up_nobody() {
+    let access = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["*"],"group":"old"}]"#;
+    let mut oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", access).start().await;
+    oarlock.jira().create_group("old");
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("old").has(ANN));
+    oarlock.workers.remove(0).stops().await;
+    oarlock.jira().delete_group("old");
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#);
+    oarlock.start_worker().await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.paddle_sends(&Classic::subscription_created("bob@example.com").subscription("2")).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.members("group:commercial-support"), ["bob@example.com".to_owned()].into());
+    assert!(oarlock.value::<bool>("select bool_and(paused_until is null) from destination").await);
+    let said: String = oarlock.value("select last_error from dead_letter").await;
+    assert!(said.contains("\"old\"") && said.contains("jira.access does not name it"), "{said}");
+    oarlock.sets_up("delete from membership where target = 'group:old'").await;
+    oarlock.sql("select replay_dead_letters()").await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from membership where email = 'ann@example.com'").await, 0);
+}
+
+/// A call that is under way has looked already, also for those that wait to share it.
+#[tokio::test]
+async fn who_is_reconciled_is_looked_at_anew() {
+    let oarlock = Oarlock::start().await;
+    let group = oarlock.jira().group("commercial-support");
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    // Two evaluations, of which the second is tied to the first, which looks and then hangs.
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'jira'").await;
+    for _ in 0..2 {
+        oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
+    }
+    oarlock.until("both wait", "select count(*) = 2 from outbox_action where status = 'pending'").await;
+    oarlock.jira().fail(Fault::effect_then_hang().on("POST", "/rest/api/3/group/user"));
+    oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
+    oarlock.until("one runs", "select count(*) = 1 from outbox_action where status = 'running'").await;
+    oarlock
+        .sees("it has looked", |sandbox| {
+            sandbox.calls_to(Service::JiraCloud, "POST", "/rest/api/3/group/user").len() == 2
+        })
+        .await;
+    group.remove_member(ANN);
+    oarlock.sql("select reconcile('ann@example.com')").await;
+    oarlock.jira().clear_faults();
+    oarlock.settles().await;
+    assert!(group.has(ANN), "{}", oarlock.outbox().await);
+}
+
 /// What is paid for until a day ahead: in until then, out within two seconds after.
 #[tokio::test]
 async fn a_cancelled_subscription_lasts_until_its_end() {
@@ -152,10 +251,10 @@ async fn a_look_up_answers_those_that_failed_before() {
     assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
 }
 
-/// What needs no call does not wait for a pause to end either.
+/// What needs no call does not wait for a pause to end either, nor for the poll.
 #[tokio::test]
 async fn an_answered_look_up_waits_for_nobody() {
-    let oarlock = Oarlock::start().await;
+    let oarlock = Settings::default().set("OARLOCK_WORKER__POLL_INTERVAL", "1h").start().await;
     oarlock.sql("update destination set paused_until = 'infinity' where name = 'paddle'").await;
     oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1")).await;
     oarlock.until("it waits", "select count(*) = 1 from outbox_action where kind = 'paddle_customer'").await;
@@ -396,6 +495,53 @@ async fn a_replayed_look_up_leaves_nothing_in_limbo() {
         "{}",
         oarlock.outbox().await
     );
+}
+
+/// An alert has each of its actions once, however often the look-up of its address is replayed.
+#[tokio::test]
+async fn a_replayed_look_up_plans_nothing_twice() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_api().set_customer("ctm_1", ANN);
+    oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1")).await;
+    oarlock.settles().await;
+    for replay in [
+        "select replay(id) from outbox_action where kind = 'paddle_customer'",
+        "update outbox_action set status = 'pending' where status = 'done'",
+    ] {
+        oarlock.sql(replay).await;
+        oarlock.settles().await;
+        assert_eq!(oarlock.actions().await.len(), 4, "{replay}\n{}", oarlock.outbox().await);
+        assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
+    }
+}
+
+/// Somebody who replays a look-up and leaves the transaction open holds up that customer, and goes first.
+#[tokio::test]
+async fn a_look_up_that_somebody_holds_keeps_no_other_alert_from_being_planned() {
+    let oarlock = Oarlock::start().await;
+    for _ in 0..2 {
+        oarlock.billing_sends(&Billing::subscription_created("ctm_1").subscription("sub_1")).await;
+    }
+    oarlock.until("the look-ups are dead", "select count(*) = 2 from dead_letter where kind = 'paddle_customer'").await;
+    let mut holding = oarlock.database.operator().begin().await.unwrap();
+    sqlx::query("select replay(action_id) from dead_letter order by action_id limit 1")
+        .execute(&mut *holding)
+        .await
+        .unwrap();
+    oarlock.billing_sends(&Billing::customer_created("ctm_1", ANN)).await;
+    for number in 0..3 {
+        oarlock.paddle_sends(&Classic::payment_succeeded(&format!("c{number}@example.com"))).await;
+    }
+    let others = "select count(*) = 6 from outbox_action where status = 'done' and email like 'c_@example.com'";
+    oarlock.until("the others are served", others).await;
+    // The planner may be waiting for the first while the second is asked for.
+    sqlx::query("select replay(action_id) from dead_letter")
+        .execute(&mut *holding)
+        .await
+        .expect("the operator goes first");
+    holding.commit().await.unwrap();
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
 }
 
 /// A removal that waits for its time waits for it also after it was discarded and replayed.

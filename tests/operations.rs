@@ -44,6 +44,62 @@ async fn a_dead_letter_says_what_is_needed_to_judge_it() {
     assert!(row.contains("user_disabled") && row.ends_with("t | t"), "{row}");
 }
 
+/// Those whose call was made for another's as well died of that one's try.
+#[tokio::test]
+async fn dead_letters_of_one_call_have_its_tries() {
+    let oarlock = Oarlock::start().await;
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    for _ in 0..3 {
+        oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
+    }
+    oarlock.until("all is planned", "select count(*) = 3 from outbox_action where destination = 'slack'").await;
+    oarlock.slack().fail(Fault::slack_error("user_disabled"));
+    oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+    oarlock.until("they are dead", "select count(*) = 3 from dead_letter").await;
+    assert_eq!(oarlock.calls_to_slack()[ANN], 1);
+    let tries = "select bool_and(first_try = last_try and last_try < dead_since) and count(distinct last_try) = 1 from dead_letter";
+    assert!(oarlock.value::<bool>(tries).await, "{}", oarlock.outbox().await);
+    oarlock.slack().clear_faults();
+    assert_eq!(oarlock.value::<i32>("select replay_dead_letters(null, null, null)").await, 3);
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN));
+}
+
+/// Who does not see what others have done since cannot tell what an alert comes to.
+#[tokio::test]
+async fn an_operator_who_does_not_see_the_others_is_told() {
+    let oarlock = with_a_dead_letter().await;
+    for statement in [
+        "select discard(action_id, 'no') from dead_letter",
+        "update outbox_action set status = 'pending' where status = 'dead'",
+    ] {
+        let mut snapshot =
+            oarlock.database.operator().begin_with("begin isolation level repeatable read").await.unwrap();
+        let error = sqlx::query(statement).execute(&mut *snapshot).await.unwrap_err();
+        let hint = error
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?.hint());
+        assert!(hint.is_some_and(|hint| hint.contains("read committed")), "{error}");
+    }
+}
+
+/// Whatever the database makes of transactions by default.
+#[tokio::test]
+async fn the_programs_see_what_others_have_done() {
+    let database = Database::create().await;
+    database.administer("alter database {} set default_transaction_isolation = 'repeatable read'").await;
+    let oarlock = Settings::default().workers(2).start_on(database).await;
+    for number in 0..20 {
+        oarlock
+            .paddle_sends(
+                &Classic::subscription_created(&format!("c{number}@example.com")).subscription(&number.to_string()),
+            )
+            .await;
+    }
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status = 'done'").await, 20);
+}
+
 #[tokio::test]
 async fn a_plain_update_replays() {
     let oarlock = with_a_dead_letter().await;
@@ -574,19 +630,10 @@ async fn an_action_that_kills_its_workers_is_buried() {
 /// An action that alone meets a wrong configuration stands back behind the others, and does not keep the pause for them.
 #[tokio::test]
 async fn one_action_that_is_wrong_by_itself_does_not_hold_up_the_others() {
-    let mut oarlock = Oarlock::start().await;
-    oarlock.jira().create_group("old");
-    oarlock.workers.remove(0).stops().await;
-    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"old"}]"#);
-    oarlock.start_worker().await;
-    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
-    oarlock.settles().await;
-    // The group is given up, here and in Jira: what Ann was given there cannot be taken away any more.
-    oarlock.workers.remove(0).stops().await;
-    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#);
-    oarlock.jira().delete_group("old");
-    oarlock.start_worker().await;
-    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
+    let access = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["9"],"group":"plan-9"}]"#;
+    let oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", access).start().await;
+    // There is no group for Ann's plan.
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1").plan("9")).await;
     oarlock.until("the pause", "select paused_until > now() from destination where name = 'jira'").await;
     for who in ["bob", "eve"] {
         oarlock.paddle_sends(&Classic::subscription_created(&format!("{who}@example.com")).subscription(who)).await;

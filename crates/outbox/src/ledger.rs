@@ -212,22 +212,37 @@ pub async fn forget_membership(
     fenced(written.unsigned_abs())
 }
 
-/// Notes that the customer's memberships are what is paid for.
+/// Notes that the customer's memberships are what is paid for, and sees to it that they are looked at again when that ends: the
+/// action for it may never have been planned, or may have been run before its time.
 ///
 /// # Errors
 /// When the claim is lost or the database is away.
 pub async fn access_made(pool: &PgPool, claim: &Claim, email: &str) -> Result<(), FencedWriteError> {
-    let written = sqlx::query!(
-        "insert into customer (email, access_made_at) select $1, clock_timestamp()
-         where exists (select from outbox_action where id = $2 and claim_token = $3 and status = 'running')
-         on conflict (email) do update set access_made_at = excluded.access_made_at",
+    let written = sqlx::query_scalar!(
+        r#"
+        with claim as materialized (
+          select outbox_id from outbox_action where id = $2 and claim_token = $3 and status = 'running'
+        ), made as (
+          insert into customer (email, access_made_at) select $1, clock_timestamp() from claim
+          on conflict (email) do update set access_made_at = excluded.access_made_at
+          returning email
+        ), ending as (
+          insert into outbox_action (id, outbox_id, kind, email, due_at, run_at)
+          select gen_random_uuid(), claim.outbox_id, 'jira_access', $1, paid.until, paid.until
+          from claim, (select distinct entitled_until as until from subscription where email = $1 and entitled_until > clock_timestamp()) paid
+          where not exists (
+            select from outbox_action a
+            where a.subject = $1 and a.kind = 'jira_access' and a.status = 'pending' and a.due_at = paid.until offset 0)
+        )
+        select count(*) as "count!" from made
+        "#,
         email,
         claim.id(),
         claim.token()
     )
-    .execute(pool)
+    .fetch_one(pool)
     .await?;
-    fenced(written.rows_affected())
+    fenced(written.unsigned_abs())
 }
 
 fn fenced(rows: u64) -> Result<(), FencedWriteError> {

@@ -91,11 +91,6 @@ fn interval(length: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(length.as_micros()).unwrap_or(i64::MAX) }
 }
 
-/// Whether a statement waited for a lock until the time for that was over.
-pub fn is_held_up(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
-}
-
 /// Whether a statement failed because of the values it was given, so that giving them again is no use.
 pub fn is_about_the_data(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());

@@ -168,7 +168,13 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
         select s.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
           select * from subscription where source = k.source and subscription_id = k.id offset 0) s
         union
-        select s.* from unnest($3::text[]) as old (email) cross join lateral (
+        -- Those that belong to the old address, or did once and were led on: it may have had several owners in turn.
+        select s.* from (
+          with recursive passed (email) as (
+            select unnest($3::text[])
+            union
+            select change.old_email from passed join classic_address_change change on change.new_email = passed.email)
+          select email from passed) as old cross join lateral (
           select * from subscription where email = old.email union select * from subscription where told_email = old.email offset 0) s
         where s.source = 'classic'
         union

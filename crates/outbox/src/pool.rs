@@ -33,10 +33,12 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a statement may take and may wait for a lock, migrations apart. It is Postgres that ends it: who is left in the middle
 /// goes on waiting there, and does what it was asked to when nobody wants it any more.
-const LIMITS: &str = "set lock_timeout = '10s'; set statement_timeout = '25s'";
+const LIMITS: &str =
+    "set lock_timeout = '10s'; set statement_timeout = '25s'; set default_transaction_isolation = 'read committed'";
 
 /// The same for a transaction, where the session may be another's in the next moment.
-const BEGIN_WITH_LIMITS: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s'";
+const BEGIN_WITH_LIMITS: &str =
+    "begin isolation level read committed; set local lock_timeout = '10s'; set local statement_timeout = '25s'";
 
 /// Whoever has no answer by then gets none any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

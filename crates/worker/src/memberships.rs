@@ -39,7 +39,7 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     let paid = ledger::paid(pool, email).await?;
     let wanted = if paid.entitled { wanted(rules, &paid.plans) } else { Vec::new() };
     let held = ledger::memberships(pool, email).await?;
-    let (mut granted, mut revoked) = (false, false);
+    let (mut granted, mut revoked, mut first_failure) = (false, false, None);
 
     for membership in &wanted {
         let target = target(membership);
@@ -49,11 +49,20 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
         match member.state {
             MemberState::Given | MemberState::Intended | MemberState::Leaving => {
-                take_away(pool, jira, claim, member).await?;
-                revoked = true;
+                match take_away(pool, jira, claim, member).await.map_err(|stop| of_the_customer(stop, rules, member)) {
+                    Ok(()) => revoked = true,
+                    // It says nothing of the others.
+                    Err(Stop::Failed(failure)) if failure.meaning == Meaning::Permanent => {
+                        first_failure.get_or_insert(failure);
+                    }
+                    Err(stop) => return Err(stop),
+                }
             }
             MemberState::Found => ledger::forget_membership(pool, claim, email, &member.target).await?,
         }
+    }
+    if let Some(failure) = first_failure {
+        return Err(failure.into());
     }
     ledger::access_made(pool, claim, email).await?;
     Ok(match (granted, revoked) {
@@ -61,6 +70,23 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
         (false, true) => Made::Revoked,
         (false, false) => Made::Unchanged,
     })
+}
+
+/// A group or organization that the configuration names no more may be gone: that is to be mended for those who were in it, and
+/// holds up nobody else.
+fn of_the_customer(stop: Stop, rules: &[JiraAccess], member: &Member) -> Stop {
+    let is_configured = rules.iter().any(|rule| target(&rule.grants) == member.target);
+    match stop {
+        Stop::Failed(failure)
+            if failure.meaning == Meaning::Configuration
+                && !is_configured
+                && !matches!(failure.http_status, Some(401 | 403)) =>
+        {
+            let detail = format!("{} (jira.access does not name it any more: see the runbook)", failure.detail());
+            Failure::new(Meaning::Permanent, failure.http_status, detail).into()
+        }
+        stop => stop,
+    }
 }
 
 /// All memberships that one of the plans gives, each once.

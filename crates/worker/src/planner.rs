@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use oarlock_outbox::alert::Alert;
 use oarlock_outbox::claim::{Claim, Terms};
 use oarlock_outbox::planning::Batch;
-use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, is_held_up, planning};
+use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
 use tokio_util::sync::CancellationToken;
@@ -53,17 +53,8 @@ impl Planner {
                     self.poll_interval
                 }
                 Err(error) if is_conflict(&error) => {
-                    if is_held_up(&error) {
-                        tracing::warn!("somebody holds what the planner needs: alerts wait to be planned");
-                    }
+                    tracing::warn!(error = &error as &dyn std::error::Error, "somebody holds what the planner needs");
                     AFTER_A_CONFLICT
-                }
-                Err(error) if is_about_the_data(&error) => {
-                    tracing::error!(error = %error, "a batch of alerts cannot be planned: one by one");
-                    match self.plan_one().await {
-                        Ok(()) => continue,
-                        Err(error) => warn(&error, &mut patience),
-                    }
                 }
                 Err(error) => warn(&error, &mut patience),
             };
@@ -79,26 +70,42 @@ impl Planner {
     async fn plan_batch(&self, after: Option<Uuid>) -> Result<Option<Uuid>, sqlx::Error> {
         let Some(batch) = planning::take(&self.pool, BATCH, after).await? else { return Ok(None) };
         let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
-        self.commit(batch).await?;
-        tracing::debug!(alerts, "planned");
+        match self.commit(batch).await {
+            Ok(()) => tracing::debug!(alerts, "planned"),
+            Err(error) if is_conflict(&error) || is_about_the_data(&error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a batch of alerts cannot be planned: one by one"
+                );
+                self.plan_apart(after).await?;
+            }
+            Err(error) => return Err(error),
+        }
         Ok(last.filter(|_| alerts == BATCH))
     }
 
-    /// Plans the oldest alert by itself, and buries it if it is the one that Postgres does not take.
-    async fn plan_one(&self) -> Result<(), sqlx::Error> {
-        let Some(batch) = planning::take(&self.pool, 1, None).await? else { return Ok(()) };
-        let alert = batch.alerts[0].clone();
-        match self.commit(batch).await {
-            Err(error) if is_about_the_data(&error) => {
-                tracing::error!(
-                    alert_id = alert.alert_id,
-                    source = alert.source.as_str(),
-                    "an alert cannot be planned"
-                );
-                planning::bury(&self.pool, alert.id, &format!("failed to plan it: {error}")).await
+    /// Plans as many alerts one by one: passes over those for which somebody holds a row, until the next time, and buries what
+    /// Postgres does not take.
+    async fn plan_apart(&self, mut after: Option<Uuid>) -> Result<(), sqlx::Error> {
+        for _ in 0..BATCH {
+            let Some(batch) = planning::take(&self.pool, 1, after).await? else { return Ok(()) };
+            let alert = batch.alerts[0].clone();
+            after = Some(alert.id);
+            match self.commit(batch).await {
+                Ok(()) => {}
+                Err(error) if is_conflict(&error) => {}
+                Err(error) if is_about_the_data(&error) => {
+                    tracing::error!(
+                        alert_id = alert.alert_id,
+                        source = alert.source.as_str(),
+                        "an alert cannot be planned"
+                    );
+                    planning::bury(&self.pool, alert.id, &format!("failed to plan it: {error}")).await?;
+                }
+                Err(error) => return Err(error),
             }
-            result => result,
         }
+        Ok(())
     }
 
     /// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
