@@ -41,6 +41,9 @@ async fn every_alert_goes_off_and_every_panel_has_data() {
             "select exists (select from outbox_action where kind = 'jira_access' and last_error is not null)",
         )
         .await;
+    // The worker lacks a right.
+    oarlock.sets_up("revoke insert on subscription_alert from oarlock_worker").await;
+    oarlock.paddle_sends(&Classic::subscription_created("eve@example.com").subscription("3")).await;
     oarlock.time_passes(chrono::Duration::minutes(20)).await;
     // Paddle's sandbox numbers its alerts as well.
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN).alert_id(7)).await;
@@ -62,6 +65,7 @@ async fn every_alert_goes_off_and_every_panel_has_data() {
         "OarlockManyDeadLetters",
         "OarlockMismatch",
         "OarlockOldestDue",
+        "OarlockPlanningStands",
         "OarlockSignaturesRefused",
     ];
     prometheus.warns_of(of_the_day).await;
@@ -89,6 +93,7 @@ async fn what_cannot_be_read_is_not_shown() {
         "oarlock_actions{destination=\"jira\",status=\"dead\"}",
         "oarlock_oldest_due_seconds{destination=\"jira\"}",
         "oarlock_destination_paused{destination=\"jira\"}",
+        "oarlock_oldest_unplanned_seconds",
         "oarlock_access_drift",
         "oarlock_access_drift_oldest_seconds",
     ];

@@ -501,6 +501,7 @@ async fn metrics_have_the_promised_names() {
         "oarlock_actions{destination=\"slack\",status=\"pending\"} 0",
         "oarlock_oldest_due_seconds{destination=\"jira\"} 0",
         "oarlock_destination_paused{destination=\"slack\"} 0",
+        "oarlock_oldest_unplanned_seconds 0",
         "oarlock_access_drift 0",
         "oarlock_access_drift_oldest_seconds 0",
         "oarlock_build_info{version=\"0.1.0\"} 1",

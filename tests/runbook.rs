@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{Duration as Span, Utc};
 use oarlock_sandbox::paddle::{Billing, Classic};
 use oarlock_sandbox::{Fault, Service};
-use oarlock_tests::{Oarlock, Settings};
+use oarlock_tests::{Oarlock, PATIENCE, Settings};
 use sqlx::{AssertSqlSafe, Column, Connection, PgConnection, Row};
 
 const ANN: &str = "ann@example.com";
@@ -35,6 +35,7 @@ macro_rules! sections {
 
 sections! {
     "Customer paid, no access" => customer_paid_no_access,
+    "Alerts are not planned" => alerts_are_not_planned,
     "Slack was down" => slack_was_down,
     "Token expired" => token_expired,
     "Who is in that should not be" => who_is_in_that_should_not_be,
@@ -83,6 +84,30 @@ async fn customer_paid_no_access(section: &mut Section) {
     oarlock.sees("the customer is in", |_| group.has(ANN)).await;
 }
 
+async fn alerts_are_not_planned(section: &mut Section) {
+    let oarlock = Oarlock::start().await;
+    let mut forgotten = oarlock.pool().begin().await.expect("the database is there");
+    sqlx::query("lock table subscription_alert").execute(&mut *forgotten).await.expect("the database is there");
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    let waits = "select count(*) = 1 from pg_locks where not granted and relation = 'subscription_alert'::regclass";
+    oarlock.until("the planner waits", waits).await;
+
+    let [waiting, who] = section.run(&oarlock).await;
+    assert_eq!(waiting.column("count"), ["1"]);
+    assert_eq!(who.column("application_name"), ["oarlock-worker"]);
+    let holder: i32 =
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *forgotten).await.expect("the database is there");
+    assert_eq!(who.column("waits_for"), [holder.to_string()]);
+
+    assert!(oarlock.worker().metric("oarlock_oldest_unplanned_seconds").await > Some(0.0));
+    forgotten.rollback().await.expect("the database is there");
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN));
+    // The counts are read anew once a second.
+    let told = async { while oarlock.worker().metric("oarlock_oldest_unplanned_seconds").await != Some(0.0) {} };
+    assert!(tokio::time::timeout(PATIENCE, told).await.is_ok());
+}
+
 async fn slack_was_down(section: &mut Section) {
     // Retries wait for hours, and nobody looks by himself for as long.
     let oarlock = Settings::default()
@@ -118,6 +143,12 @@ async fn slack_was_down(section: &mut Section) {
 
     let [_] = section.run(&oarlock).await;
     assert_eq!(oarlock.value::<i32>("select actions_per_minute from destination where name = 'slack'").await, 60);
+
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    oarlock.paddle_sends(&Classic::payment_succeeded("eve@example.com")).await;
+    oarlock.until("it waits", "select count(*) = 1 from outbox_action where status = 'pending'").await;
+    let [_] = section.run(&oarlock).await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
 }
 
 async fn token_expired(section: &mut Section) {
@@ -184,6 +215,33 @@ async fn who_is_in_that_should_not_be(section: &mut Section) {
     assert_eq!(evaluated.column("evaluated"), ["2"]);
     oarlock.settles().await;
     assert_eq!(oarlock.jira().group("old").members(), [ANN, BOB]);
+
+    // Given up, and deleted in Jira before anybody was taken out.
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#);
+    oarlock.jira().delete_group("old");
+    oarlock.start_worker().await;
+    oarlock.until("the rules are known", "select count(*) = 1 from access_rule").await;
+    oarlock.sql("select reconcile(email) from access").await;
+    oarlock.until("they are dead letters", "select count(*) = 2 from dead_letter").await;
+    let [_, replayed] = section.run(&oarlock).await;
+    assert_eq!(replayed.column("replay_dead_letters"), ["2"]);
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+
+    // Renamed.
+    oarlock.workers.remove(0).stops().await;
+    oarlock.jira().create_group("new");
+    for who in [ANN, BOB] {
+        oarlock.jira().group("new").add_member(who);
+    }
+    oarlock.jira().delete_group("commercial-support");
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"new"}]"#);
+    let [_] = section.run(&oarlock).await;
+    oarlock.start_worker().await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.settles().await;
+    assert_eq!(oarlock.jira().group("new").members(), [BOB], "{}", oarlock.outbox().await);
 }
 
 async fn replay_yesterdays(section: &mut Section) {
@@ -373,13 +431,8 @@ async fn paddle_is_refused(section: &mut Section) {
     let alert = Classic::payment_succeeded(ANN).at(Utc::now() - Span::hours(2));
     assert_eq!(oarlock.posts(&alert.signed_by(&oarlock.signer)).await.status, 503);
 
-    let [server, waiting] = section.run(&oarlock).await;
+    let [server] = section.run(&oarlock).await;
     assert_eq!((server.column("standby"), server.column("read_only")), (vec!["f"], vec!["off"]));
-    assert_eq!(waiting.column("application_name"), ["oarlock-receiver"]);
-    let holder: i32 =
-        sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *forgotten).await.expect("the database is there");
-    assert_eq!(waiting.column("waits_for"), [holder.to_string()]);
-
     forgotten.rollback().await.expect("the database is there");
     oarlock.paddle_sends(&alert).await;
     oarlock.paddle_sends(&Classic::payment_succeeded(BOB)).await;
