@@ -445,6 +445,23 @@ async fn a_removal_that_fails_is_drift() {
     assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
 }
 
+/// What was right until the configuration changed differs since then, however long ago it was paid for.
+#[tokio::test]
+async fn what_was_made_right_did_not_differ_before() {
+    let mut oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.time_passes(Span::days(200)).await;
+    oarlock.sql("select reconcile('ann@example.com')").await;
+    oarlock.settles().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"organization":"17"}]"#);
+    oarlock.start_worker().await;
+    oarlock.until("it differs", "select differs_since is not null from access").await;
+    let since = "select differs_since > now() - interval '1 hour' from access";
+    assert!(oarlock.value::<bool>(since).await);
+}
+
 /// An alert that comes when an old one has its last attempt has all of its own.
 #[tokio::test]
 async fn a_new_alert_does_not_die_with_an_old_one() {

@@ -155,6 +155,41 @@ async fn a_worker_that_started_with_empty_tables_reads_no_more_later() {
     assert!(each < 150, "{each} rows were read for each alert");
 }
 
+/// After an outage there are more dead letters than Postgres has statistics of.
+#[tokio::test]
+async fn a_replay_of_many_reads_each_by_itself() {
+    const DEAD: i64 = 3_000;
+    let oarlock = Settings::default().workers(0).start().await;
+    tables_are_believed_empty(&oarlock).await;
+    let mut connection = oarlock.pool().acquire().await.expect("there is a connection");
+    sqlx::query(
+        "with alerts as (
+           insert into outbox (id, source, alert_id, alert_name, email, status, to_plan, finished_at, payload, body, signature)
+           select gen_random_uuid(), 'classic', n, 'payment_succeeded', n || '@example.com', 'dead', false, now(), '{}', '', ''
+           from generate_series(1, $1) n
+           returning id, email)
+         insert into outbox_action (id, outbox_id, kind, email, status, last_error, finished_at)
+         select gen_random_uuid(), id, 'slack_invite', email, 'dead', 'internal_error', now() from alerts",
+    )
+    .bind(DEAD)
+    .execute(&mut *connection)
+    .await
+    .expect("the statement is right");
+    for statement in [
+        "select pg_stat_force_next_flush()",
+        "select pg_stat_reset()",
+        "update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'",
+        "select pg_stat_force_next_flush()",
+    ] {
+        sqlx::raw_sql(statement).execute(&mut *connection).await.expect("the statement is right");
+    }
+    let read = "select sum(idx_tup_read)::bigint from pg_stat_user_indexes";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *connection).await.expect("the query is right");
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status = 'pending'").await, DEAD);
+    println!("replayed: {} rows each through indexes", read / DEAD);
+    assert!((DEAD..20 * DEAD).contains(&read), "{read} rows were read");
+}
+
 /// Until a snapshot is let go, Postgres keeps the index entries of all that was planned and claimed since it was taken. Whoever
 /// looks for work from the beginning each time walks over all of them each time.
 #[tokio::test]
