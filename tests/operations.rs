@@ -455,6 +455,46 @@ async fn migrate_applies_what_is_pending_and_says_so() {
     assert_eq!(worker.stops().await.code, Some(0));
 }
 
+/// Whatever character Paddle sends, there must be room for it.
+#[tokio::test]
+async fn a_database_of_few_characters_is_not_migrated() {
+    let database = Database::create().await;
+    database.administer("drop database {}").await;
+    database.administer("create database {} owner oarlock_owner template template0 encoding 'LATIN1' locale 'C'").await;
+    let oarlock = Settings::default().prepare(database).await;
+    let Exited { code, output } = run(&oarlock, "oarlock-worker", &["migrate"]).await;
+    assert!(code == Some(1) && output.contains("encoded as LATIN1"), "{output}");
+}
+
+/// What is set in the URL of the database may be a password, whatever it is called.
+#[tokio::test]
+async fn an_option_of_the_url_that_is_not_heeded_is_named_alone() {
+    let mut oarlock = Settings::default().workers(0).receivers(0).start().await;
+    let url = format!("{}&sslpassword=hunter2", oarlock.database.url_as("oarlock_receiver"));
+    oarlock.set("OARLOCK_DATABASE__URL", &url);
+    let receiver = oarlock.spawn("oarlock-receiver", &[]);
+    receiver.says("what it does not heed", |line| line["option"] == "sslpassword").await;
+    receiver.ready().await;
+    assert!(!receiver.logs().contains("hunter2"), "{}", receiver.logs());
+}
+
+/// A warning says what it is about, also where nothing but warnings is asked for.
+#[tokio::test]
+async fn warnings_alone_say_what_they_are_about() {
+    let settings = Settings::default().set("RUST_LOG", "warn,oarlock_receiver::run=info,oarlock_worker::run=info");
+    let oarlock = settings.start().await;
+    oarlock.slack().fail(Fault::status(500).times(1));
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN).alert_id(7)).await;
+    oarlock.settles().await;
+    let line = oarlock.worker().says("that it is tried again", |line| line.get("retry_in_ms").is_some()).await;
+    assert!(line["span"]["action_id"].is_string() && line["span"]["outbox_id"].is_string(), "{line}");
+    oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com").alert_id(7)).await;
+    let other =
+        |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.starts_with("another alert"));
+    let line = oarlock.receiver().says("that it is another", other).await;
+    assert!(line["span"]["request_id"].is_string(), "{line}");
+}
+
 /// What a container's health check runs, in an image that holds nothing else.
 #[tokio::test]
 async fn health_is_what_the_running_program_says_of_itself() {

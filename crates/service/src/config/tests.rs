@@ -136,6 +136,48 @@ fn every_problem_is_said_at_once_and_names_its_key() {
     }
 }
 
+/// Empty is not given, and what was meant to be a list is one.
+#[test]
+fn what_is_empty_or_half_a_list_is_said() {
+    let file = r#"
+        [database]
+        url = "postgres://user:a/b@host/db"
+        [receiver]
+        path = "/a%20b"
+        [worker]
+        retention = "200y"
+        [jira]
+        base_url = "https://acme.example"
+        user = ""
+        token = "t"
+        [[jira.access]]
+        plans = [""]
+        group = " "
+        [slack]
+        token = "t"
+        team_id = ""
+    "#;
+    let problems = worker(file, &[("OARLOCK_SLACK__CHANNEL_IDS", "[\"C1\"")]).unwrap_err();
+    for expected in [
+        "database.url must be a URL",
+        "receiver.path must be",
+        "worker.retention must be a length of time of at most 100 years",
+        "jira.user is missing",
+        "jira.access[0].plans has an empty entry",
+        "jira.access[0].group give exactly one",
+        "slack.team_id is missing",
+        "slack.channel_ids must be a list",
+    ] {
+        assert!(
+            problems.iter().any(|problem| problem.starts_with(expected)),
+            "{expected:?} is not among {problems:#?}"
+        );
+    }
+    let url = |url: &str| receiver("", &[("DATABASE_URL", url)]).map(drop);
+    assert!(url("postgres://user:a%2Fb@host/db?sslpassword=x").is_ok());
+    assert!(url("postgres://user@one,two/db").is_err() && url("postgres://user@host/db?sslmode=bogus").is_err());
+}
+
 #[test]
 fn a_program_opens_no_secret_of_the_other() {
     let file =

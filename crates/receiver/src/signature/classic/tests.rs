@@ -54,10 +54,19 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
 }
 
+/// 1024 bits: too few to verify anything with.
+const SHORT_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQCaMere7QgKwQ8uMc4n1MHUZXnD
+jMhXCwt22fmvQa+8IeJCzWlab/f1BhPO7mIePwGldwaiGMTuQqNghnGCflKBKIec
+n7ZdD0B3OeinAZeqHHlSr/ehc8PkHjW5NweDA0dH9v9TLRQ91q7kv6udP70PPLSl
+Ke3Nqn2H0xSk3v0ijwIDAQAB
+-----END PUBLIC KEY-----
+";
+
 #[test]
 fn what_is_no_key_is_said_by_number() {
-    let problems = PublicKeys::new(&["pdl_ntfset_1".into(), pem(b"abc")]).unwrap_err();
-    assert_eq!(problems.len(), 2);
+    let problems = PublicKeys::new(&["pdl_ntfset_1".into(), pem(b"abc"), SHORT_KEY.into()]).unwrap_err();
+    assert_eq!(problems.len(), 3);
     assert!(problems[1].contains("entry 2"), "{problems:?}");
 }
 
