@@ -122,6 +122,8 @@ create index outbox_action_open on outbox_action (subject, kind) where status in
 create unique index outbox_action_one_running on outbox_action (subject, destination) where status = 'running';
 create index outbox_action_followers on outbox_action (leader_id) where status = 'pending' and leader_id is not null;
 create index outbox_action_dead on outbox_action (destination, finished_at) where status = 'dead';
+-- Invitations that came due while nothing was paid for: they are made when something is.
+create index outbox_action_owed on outbox_action (subject) where while_paid and status = 'done' and outcome = 'unchanged';
 
 create table outbox_attempt (
   id          bigint      generated always as identity primary key,
@@ -479,6 +481,7 @@ create function outbox_record(
 returns uuid[] language plpgsql set lock_timeout = '300ms' as $$
 declare
   answered uuid[] := '{}';
+  owed     uuid[];
   recorded uuid[];
   alerts   uuid[];
   told     uuid[];
@@ -570,6 +573,15 @@ begin
   into recorded, alerts, told
   from ended e;
 
+  -- Payment may have come back while it was found that there is none. Whoever writes that it has holds the customer's row.
+  if 'unchanged' = any (outcomes) then
+    owed := array(
+      select a.id from outbox_action a join customer c on c.email = a.email
+      where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c);
+    update outbox_action a set status = 'pending'
+    where a.id = any (owed)
+      and exists (select from subscription s where s.email = a.email and (s.entitled_until is null or s.entitled_until > clock_timestamp()));
+  end if;
   -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
   if told is not null then
     perform outbox_plan_again(told);

@@ -445,6 +445,57 @@ async fn a_removal_that_fails_is_drift() {
     assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
 }
 
+/// A pause is told before the subscription: whoever was to be invited is when payment comes back.
+#[tokio::test]
+async fn an_invitation_is_made_when_it_is_paid_for() {
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
+        let oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", "[]").start().await;
+        oarlock.paddle_api().set_customer("ctm_1", ANN);
+        let then = Utc::now() - Span::hours(1);
+        let alerts = [
+            Billing::subscription_created("ctm_1"),
+            Billing::subscription_paused("ctm_1"),
+            Billing::subscription_resumed("ctm_1"),
+        ];
+        for number in order {
+            let at = then + Span::minutes(i64::try_from(number).expect("a few"));
+            oarlock.billing_sends(&alerts[number].clone().subscription("sub_1").at(at)).await;
+            oarlock.settles().await;
+        }
+        assert!(oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
+        assert_eq!((oarlock.jira().invited(ANN), oarlock.slack().invitation_count(ANN)), (1, 1));
+        assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
+    }
+}
+
+/// While a worker finds that nothing is paid for, payment comes back.
+#[tokio::test]
+async fn an_invitation_that_found_nothing_paid_for_looks_again() {
+    let oarlock = Oarlock::start().await;
+    let then = Utc::now() - Span::hours(1);
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(then)).await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    let evaluated = "select count(*) = 3 from outbox_action where destination = 'jira' and status = 'done'";
+    oarlock.until("Jira is done", evaluated).await;
+    // The result is on its way, and cannot be written.
+    let mut holding = oarlock.pool().begin().await.unwrap();
+    sqlx::query("select from outbox for update").execute(&mut *holding).await.unwrap();
+    oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+    oarlock.until("it runs", "select count(*) = 1 from outbox_action where status = 'running'").await;
+    oarlock
+        .worker()
+        .says("that its result waits", |line| {
+            line["message"].as_str().is_some_and(|text| text.contains("holds the row"))
+        })
+        .await;
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("2")).await;
+    oarlock.until("it is planned", "select not exists (select from outbox where to_plan)").await;
+    holding.rollback().await.unwrap();
+    oarlock.settles().await;
+    assert!(oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
+}
+
 /// What was right until the configuration changed differs since then, however long ago it was paid for.
 #[tokio::test]
 async fn what_was_made_right_did_not_differ_before() {

@@ -4,7 +4,7 @@
 //! writes what was decided. One worker plans at a time: alerts of one customer concern each other in too many ways (several
 //! subscriptions, changes of address) to be planned side by side, and planning calls nobody, so it is quick.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -65,8 +65,8 @@ pub struct Plan {
     pub told: Vec<(Key, Told)>,
     pub address_changes: Vec<AddressChange>,
     pub addresses: HashMap<String, Address>,
-    /// Customers for whom what is paid for changed.
-    pub paid_changed: Vec<String>,
+    /// Customers for whom what is paid for changed, and whether something is paid for now.
+    pub paid_changed: BTreeMap<String, bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -411,9 +411,8 @@ async fn write(
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     let (alerts, told) = (&plan.alerts, &plan.told);
     let subscriptions: Vec<_> = plan.subscriptions.iter().collect();
-    let mut paid_changed = plan.paid_changed.clone();
-    paid_changed.sort();
-    paid_changed.dedup();
+    let paid_changed: Vec<&str> = plan.paid_changed.keys().map(String::as_str).collect();
+    let paying = plan.paid_changed.iter().filter(|(_, is_paid)| **is_paid).map(|(email, _)| email.as_str());
     sqlx::query_scalar!(
         r#"
         with subscriptions as (
@@ -435,6 +434,10 @@ async fn write(
         ), customers as (
           insert into customer (email, paid_changed_at) select email, clock_timestamp() from unnest($21::text[]) as new (email) order by email
           on conflict (email) do update set paid_changed_at = excluded.paid_changed_at
+        ), owed as (
+          -- Invitations that found nothing paid for, as if by a replay.
+          update outbox_action a set status = 'pending'
+          where a.subject = any($38::text[]) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
         ), planned as materialized (
           select new.*, may_begin
                         and exists (select from destination d
@@ -486,7 +489,7 @@ async fn write(
         &told.iter().map(|(_, t)| t.full_refund).collect::<Vec<_>>(),
         &told.iter().map(|(_, t)| t.email.as_deref()).collect::<Vec<_>>() as _,
         &told.iter().map(|(_, t)| t.customer_id.as_deref()).collect::<Vec<_>>() as _,
-        &paid_changed,
+        &paid_changed as _,
         &actions.iter().map(|(id, ..)| *id).collect::<Vec<_>>(),
         &actions.iter().map(|(_, alert, _)| *alert).collect::<Vec<_>>(),
         &actions.iter().map(|(.., action)| action.kind.as_str()).collect::<Vec<_>>() as _,
@@ -502,7 +505,8 @@ async fn write(
         &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
         &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|alert| alert.decision.status()).collect::<Vec<_>>() as _,
-        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _
+        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _,
+        &paying.collect::<Vec<_>>() as _
     )
     .fetch_all(&mut **transaction)
     .await
