@@ -47,6 +47,8 @@ begin
         select from outbox_action r
         where r.destination = 'jira' and r.subject = address and r.kind = 'jira_access' and r.status = 'running')
     limit 1)
+    -- Not what a worker has claimed meanwhile, whose lease this would be.
+    and a.status = 'pending'
   returning a.id into action;
   if action is null then
     -- Every action belongs to an alert: here to one of our own, which says nothing. Its id is of version 7 as well.

@@ -98,6 +98,36 @@ async fn a_group_that_is_given_up_holds_up_nobody() {
     assert_eq!(oarlock.value::<i64>("select count(*) from membership where email = 'ann@example.com'").await, 0);
 }
 
+/// A Jira that is off the air, or that does not let us look, shows no group either: then nobody is told that it is gone.
+#[tokio::test]
+async fn a_group_that_is_given_up_is_not_taken_for_gone() {
+    let access = r#"[{"plans":["*"],"group":"old"}]"#;
+    let mut oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", access).start().await;
+    oarlock.jira().create_group("old");
+    for (email, subscription) in [(ANN, "1"), ("bob@example.com", "2")] {
+        let created = Classic::subscription_created(email).subscription(subscription);
+        oarlock.paddle_sends(&created.at(Utc::now() - Span::hours(1))).await;
+    }
+    oarlock.settles().await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"commercial-support"}]"#);
+    oarlock.start_worker().await;
+    for (email, subscription) in [(ANN, "1"), ("bob@example.com", "2")] {
+        match email {
+            ANN => oarlock.jira().fail(Fault::html(404)),
+            _ => oarlock.jira().lack_permission(true),
+        }
+        oarlock.paddle_sends(&Classic::subscription_cancelled(email).subscription(subscription).ended()).await;
+        oarlock.until("the pause", "select paused_until > now() from destination where name = 'jira'").await;
+        oarlock.jira().clear_faults();
+        oarlock.jira().lack_permission(false);
+        oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
+        oarlock.settles().await;
+        assert!(!oarlock.jira().group("old").has(email), "{}", oarlock.outbox().await);
+    }
+    assert_eq!(oarlock.value::<i64>("select count(*) from outbox_action where status = 'dead'").await, 0);
+}
+
 /// A call that is under way has looked already, also for those that wait to share it.
 #[tokio::test]
 async fn who_is_reconciled_is_looked_at_anew() {
@@ -468,32 +498,47 @@ async fn an_invitation_is_made_when_it_is_paid_for() {
     }
 }
 
-/// While a worker finds that nothing is paid for, payment comes back.
+/// While a worker finds that nothing is paid for, payment comes back: before that is recorded, and after.
 #[tokio::test]
 async fn an_invitation_that_found_nothing_paid_for_looks_again() {
-    let oarlock = Oarlock::start().await;
-    let then = Utc::now() - Span::hours(1);
-    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
-    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(then)).await;
-    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
-    let evaluated = "select count(*) = 3 from outbox_action where destination = 'jira' and status = 'done'";
-    oarlock.until("Jira is done", evaluated).await;
-    // The result is on its way, and cannot be written.
-    let mut holding = oarlock.pool().begin().await.unwrap();
-    sqlx::query("select from outbox for update").execute(&mut *holding).await.unwrap();
-    oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
-    oarlock.until("it runs", "select count(*) = 1 from outbox_action where status = 'running'").await;
-    oarlock
-        .worker()
-        .says("that its result waits", |line| {
-            line["message"].as_str().is_some_and(|text| text.contains("holds the row"))
-        })
-        .await;
-    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("2")).await;
-    oarlock.until("it is planned", "select not exists (select from outbox where to_plan)").await;
-    holding.rollback().await.unwrap();
-    oarlock.settles().await;
-    assert!(oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
+    for is_recorded in [false, true] {
+        let oarlock = Oarlock::start().await;
+        let then = Utc::now() - Span::hours(1);
+        oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+        oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(then)).await;
+        oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+        let evaluated = "select count(*) = 3 from outbox_action where destination = 'jira' and status = 'done'";
+        oarlock.until("Jira is done", evaluated).await;
+        // The result is on its way, and cannot be written.
+        let mut holding = oarlock.pool().begin().await.unwrap();
+        sqlx::query("select from outbox for update").execute(&mut *holding).await.unwrap();
+        oarlock.sql("update destination set paused_until = null where name = 'slack'").await;
+        let waits =
+            |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("holds the row"));
+        oarlock.worker().says("that its result waits", waits).await;
+        let updated = Classic::subscription_updated(ANN).subscription("2");
+        if is_recorded {
+            // As the worker would, and not committed yet.
+            sqlx::query(
+                "select outbox_record(array[id], array[claim_token], '{done}', '{unchanged}', '{null}', '{0}', '{true}', '{null}',
+                                      '{null}', '{null}', '{null}', '{false}', '{false}', '{}')
+                 from outbox_action where status = 'running'",
+            )
+            .execute(&mut *holding)
+            .await
+            .unwrap();
+            oarlock.paddle_sends(&updated).await;
+            let waits = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and query like '%with subscriptions as%'";
+            oarlock.until("the planner waits", waits).await;
+            holding.commit().await.unwrap();
+        } else {
+            oarlock.paddle_sends(&updated).await;
+            oarlock.until("it is planned", "select not exists (select from outbox where to_plan)").await;
+            holding.rollback().await.unwrap();
+        }
+        oarlock.settles().await;
+        assert!(oarlock.slack().invited(ANN), "{}", oarlock.outbox().await);
+    }
 }
 
 /// What was right until the configuration changed differs since then, however long ago it was paid for.

@@ -141,6 +141,7 @@ pub async fn claim(
           where name = $1 and probing and (probe_until is null or probe_until <= now()) and exists (select from chosen)
           returning name
         ), buried as (
+          -- Also by an array of the ids, here and below: so each row is found by its id, whatever Postgres believes of the table.
           update outbox_action a
           set status = 'dead', finished_at = clock_timestamp(), claim_token = null, claimed_by = null,
               last_error = 'its worker vanished amid the last of ' || a.attempts || ' attempts'

@@ -4,7 +4,7 @@
 //! writes what was decided. One worker plans at a time: alerts of one customer concern each other in too many ways (several
 //! subscriptions, changes of address) to be planned side by side, and planning calls nobody, so it is quick.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -65,8 +65,8 @@ pub struct Plan {
     pub told: Vec<(Key, Told)>,
     pub address_changes: Vec<AddressChange>,
     pub addresses: HashMap<String, Address>,
-    /// Customers for whom what is paid for changed, and whether something is paid for now.
-    pub paid_changed: BTreeMap<String, bool>,
+    /// Customers for whom what is paid for changed.
+    pub paid_changed: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub struct NewAction {
 }
 
 /// Takes up to `limit` alerts that are not planned yet, the oldest first, of those that came after the alert `after` if that is
-/// given; none if there are none.
+/// given; none if there are none. One alone waits for no lock for long.
 ///
 /// # Errors
 /// When the database is away.
@@ -114,6 +114,10 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
              select pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint)",
         )
         .await?;
+    if limit == 1 {
+        // Whoever is taken alone may be what somebody holds up, and the others are next.
+        sqlx::query("set local lock_timeout = '300ms'").execute(&mut *transaction).await?;
+    }
     let rows = sqlx::query!(
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
@@ -358,6 +362,9 @@ impl Batch {
         let actions: Vec<_> = plan.actions().map(|(alert, action)| (Uuid::now_v7(), alert, action)).collect();
         let token = Uuid::new_v4();
         let begun = write(transaction, plan, &actions, self.now, token, terms).await?;
+        if !plan.paid_changed.is_empty() {
+            invite_the_owed(transaction, &plan.paid_changed).await?;
+        }
         self.transaction.commit().await?;
         let alert = |id| {
             let alert = self.alerts.iter().find(|alert| alert.id == id).expect("an action is of an alert of the batch");
@@ -411,8 +418,7 @@ async fn write(
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     let (alerts, told) = (&plan.alerts, &plan.told);
     let subscriptions: Vec<_> = plan.subscriptions.iter().collect();
-    let paid_changed: Vec<&str> = plan.paid_changed.keys().map(String::as_str).collect();
-    let paying = plan.paid_changed.iter().filter(|(_, is_paid)| **is_paid).map(|(email, _)| email.as_str());
+    let paid_changed: Vec<&str> = plan.paid_changed.iter().map(String::as_str).collect();
     sqlx::query_scalar!(
         r#"
         with subscriptions as (
@@ -434,10 +440,6 @@ async fn write(
         ), customers as (
           insert into customer (email, paid_changed_at) select email, clock_timestamp() from unnest($21::text[]) as new (email) order by email
           on conflict (email) do update set paid_changed_at = excluded.paid_changed_at
-        ), owed as (
-          -- Invitations that found nothing paid for, as if by a replay.
-          update outbox_action a set status = 'pending'
-          where a.subject = any($38::text[]) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
         ), planned as materialized (
           select new.*, may_begin
                         and exists (select from destination d
@@ -505,11 +507,26 @@ async fn write(
         &alerts.iter().map(|alert| alert.id).collect::<Vec<_>>(),
         &alerts.iter().map(|alert| alert.email.as_deref()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|alert| alert.decision.status()).collect::<Vec<_>>() as _,
-        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _,
-        &paying.collect::<Vec<_>>() as _
+        &alerts.iter().map(|alert| alert.decision.error()).collect::<Vec<_>>() as _
     )
     .fetch_all(&mut **transaction)
     .await
+}
+
+/// Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now.
+///
+/// A statement of its own after the ledger is written, when their rows in `customer` are held: whoever records such a finding
+/// in this moment either has done so already, or waits and then sees that it is paid for.
+async fn invite_the_owed(transaction: &mut Transaction, customers: &BTreeSet<String>) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update outbox_action a set status = 'pending'
+         where a.subject = any($1) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
+           and exists (select from subscription s where s.email = a.email and (s.entitled_until is null or s.entitled_until > clock_timestamp()))",
+        &customers.iter().map(String::as_str).collect::<Vec<_>>() as _
+    )
+    .execute(&mut **transaction)
+    .await
+    .map(drop)
 }
 
 impl Decision {

@@ -220,7 +220,8 @@ impl Way {
 
 fn in_plain_words(error: Error) -> Error {
     match error {
-        Error::PoolTimedOut => Error::Protocol(
+        // The kind that shows its text alone, and is no connection that was lost.
+        Error::PoolTimedOut => Error::InvalidArgument(
             "no connection in time: Postgres is away or refuses, or all of database.max_connections are in use"
                 .to_owned(),
         ),

@@ -25,6 +25,9 @@ use crate::webhook::{self, Webhook};
 /// How long connections may take at least to finish what they have begun, once the receiver is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the server may take to leave off accepting.
+const PAUSING: Duration = Duration::from_millis(100);
+
 /// How long what was accepted last has to be read. Longer than it takes to come, since whoever sent it had been let in.
 const READING: Duration = Duration::from_millis(500);
 
@@ -111,6 +114,8 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let stopper = tokio::spawn(async move {
         shutdown.cancelled().await;
         handle.pause().await;
+        // That is only rung for.
+        sleep(PAUSING).await;
         // Who comes from here on is refused at once, and may go to another receiver.
         if let Err(error) = door.shutdown(Shutdown::Both) {
             tracing::warn!(%error, "whoever comes now waits in vain");

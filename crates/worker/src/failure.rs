@@ -24,6 +24,8 @@ pub enum Meaning {
     RateLimited { retry_after: Duration },
     /// Wrong for every customer alike until somebody mends it: the destination pauses, and no attempt is used.
     Configuration,
+    /// The same, because a group or an organization is not there, though Jira is and lets us look.
+    TargetGone,
     /// Will never work for this customer: dead at once.
     Permanent,
     /// The account behind the identity we kept is no longer there: look again; dead if that finds nobody.

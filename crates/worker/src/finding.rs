@@ -100,9 +100,14 @@ impl Vendor {
             (Meaning::Configuration, Some(300..=399)) => format!("set {address} to the address it leads to"),
             (Meaning::Configuration, Some(401)) if failure.detail().contains("scope") => self.scopes.to_owned(),
             (Meaning::Configuration, Some(401)) => self.token.to_owned(),
-            (Meaning::Configuration | Meaning::Permanent | Meaning::AccountGone | Meaning::Unknown, _) => {
-                remedy.to_owned()
-            }
+            (
+                Meaning::Configuration
+                | Meaning::TargetGone
+                | Meaning::Permanent
+                | Meaning::AccountGone
+                | Meaning::Unknown,
+                _,
+            ) => remedy.to_owned(),
         };
         Trouble::new(failure.detail(), remedy)
     }

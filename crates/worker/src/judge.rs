@@ -52,7 +52,7 @@ pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Sche
         Meaning::RateLimited { retry_after } => {
             Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
         }
-        Meaning::Configuration => {
+        Meaning::Configuration | Meaning::TargetGone => {
             Judgement { verdict: Verdict::StoodBack { error }, pause: Some(Pause::UntilMended), reached: false }
         }
         Meaning::Permanent | Meaning::AccountGone => {
@@ -90,6 +90,7 @@ mod tests {
         check(Meaning::Transient { retry_after: None }, 20, used_up(), None);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
         check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
+        check(Meaning::TargetGone, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
         check(Meaning::Permanent, 1, dead(), None);
         check(Meaning::AccountGone, 1, dead(), None);
         check(Meaning::Unknown, 4, retry(40), None);

@@ -72,17 +72,13 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     })
 }
 
-/// A group or organization that the configuration names no more may be gone: that is to be mended for those who were in it, and
+/// A group or organization that is gone, and that the configuration names no more, is to be mended for those who were in it, and
 /// holds up nobody else.
 fn of_the_customer(stop: Stop, rules: &[JiraAccess], member: &Member) -> Stop {
     let is_configured = rules.iter().any(|rule| target(&rule.grants) == member.target);
     match stop {
-        Stop::Failed(failure)
-            if failure.meaning == Meaning::Configuration
-                && !is_configured
-                && !matches!(failure.http_status, Some(401 | 403)) =>
-        {
-            let detail = format!("{} (jira.access does not name it any more: see the runbook)", failure.detail());
+        Stop::Failed(failure) if failure.meaning == Meaning::TargetGone && !is_configured => {
+            let detail = format!("{}, and jira.access does not name it any more: see the runbook", failure.detail());
             Failure::new(Meaning::Permanent, failure.http_status, detail).into()
         }
         stop => stop,

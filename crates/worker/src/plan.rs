@@ -279,11 +279,7 @@ impl Planning<'_> {
         let before = held.and_then(|held| held.email).filter(|before| Some(before) != entry.email.as_ref());
         let mut changes: Vec<Change> = before.map(|email| Change { email, ends: None }).into_iter().collect();
         changes.extend(entry.email.map(|email| Change { email, ends: entry.entitled_until }));
-        for Change { email, .. } in &changes {
-            let mut theirs = self.known.subscriptions.values().filter(|held| held.email.as_ref() == Some(email));
-            let is_paid = theirs.any(|held| held.entitled_until.is_none_or(|end| end > self.now));
-            self.plan.paid_changed.insert(email.clone(), is_paid);
-        }
+        self.plan.paid_changed.extend(changes.iter().map(|change| change.email.clone()));
         changes
     }
 }

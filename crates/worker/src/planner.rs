@@ -42,7 +42,7 @@ impl Planner {
         let mut bookmark = Bookmark::new(self.poll_interval);
         while !shutdown.is_cancelled() {
             let after = bookmark.open();
-            let wait = match self.plan_batch(after).await {
+            let wait = match self.plan_batch(after, &shutdown).await {
                 Ok(last) => {
                     patience.reset();
                     bookmark.put(last);
@@ -67,7 +67,7 @@ impl Planner {
     }
 
     /// Plans the oldest alerts after one of them; returns the last one of a full batch, after which there may be more.
-    async fn plan_batch(&self, after: Option<Uuid>) -> Result<Option<Uuid>, sqlx::Error> {
+    async fn plan_batch(&self, after: Option<Uuid>, shutdown: &CancellationToken) -> Result<Option<Uuid>, sqlx::Error> {
         let Some(batch) = planning::take(&self.pool, BATCH, after).await? else { return Ok(None) };
         let (alerts, last) = (batch.alerts.len(), batch.alerts.last().map(|alert| alert.id));
         match self.commit(batch).await {
@@ -77,7 +77,7 @@ impl Planner {
                     error = &error as &dyn std::error::Error,
                     "a batch of alerts cannot be planned: one by one"
                 );
-                self.plan_apart(after).await?;
+                self.plan_apart(after, shutdown).await?;
             }
             Err(error) => return Err(error),
         }
@@ -86,8 +86,11 @@ impl Planner {
 
     /// Plans as many alerts one by one: passes over those for which somebody holds a row, until the next time, and buries what
     /// Postgres does not take.
-    async fn plan_apart(&self, mut after: Option<Uuid>) -> Result<(), sqlx::Error> {
+    async fn plan_apart(&self, mut after: Option<Uuid>, shutdown: &CancellationToken) -> Result<(), sqlx::Error> {
         for _ in 0..BATCH {
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
             let Some(batch) = planning::take(&self.pool, 1, after).await? else { return Ok(()) };
             let alert = batch.alerts[0].clone();
             after = Some(alert.id);

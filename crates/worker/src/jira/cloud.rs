@@ -258,18 +258,17 @@ impl Client {
         let answer = send(self.http.get("rest/api/3/group/bulk").query(&[("groupName", name)])).await?;
         let page: Page<Group> = read(&answer, &what)?;
         let found = page.values.into_iter().find(|group| group.name == name).and_then(|group| group.group_id);
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Some(id) => {
+        {
+            let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(id) = found {
                 groups.insert(name.to_owned(), id.clone());
-                Ok(id)
+                return Ok(id);
             }
-            None => {
-                groups.remove(name);
-                let detail = format!("{what}: there is none, or the token's account lacks \"Browse users and groups\"");
-                Err(Failure::new(Meaning::Configuration, Some(answer.status), detail))
-            }
+            groups.remove(name);
         }
+        // Without the permission to browse there seems to be none either.
+        self.sees_people().await?;
+        Err(Failure::new(Meaning::TargetGone, Some(answer.status), format!("{what}: there is none")))
     }
 
     async fn organization(&self, id: &str) -> Result<Organization, Failure> {

@@ -191,8 +191,16 @@ impl Client {
         let answer = send(request).await?;
         match said(&answer, what)? {
             Said::NotFound(failure) => {
+                // If anything is to be seen at all.
+                match of {
+                    Membership::Group(_) => drop(self.myself().await?),
+                    Membership::Organization(_) => {
+                        let request = self.http.get("rest/servicedeskapi/organization").query(&[("limit", "1")]);
+                        said(&send(request).await?, what)?.done()?;
+                    }
+                }
                 let detail = format!("{what}: there is no such {}", name(of));
-                Err(Failure::new(Meaning::Configuration, failure.http_status, detail))
+                Err(Failure::new(Meaning::TargetGone, failure.http_status, detail))
             }
             other => other.done().and_then(|()| answer.json(what)),
         }

@@ -102,7 +102,7 @@ fn what_changes_access_plans_it_whatever_the_route() {
         ],
         &[&["jira_access ann@example.com"], &["ignored"], &["ignored"]],
     );
-    assert_eq!(plan.paid_changed, [("ann@example.com".to_owned(), true)].into());
+    assert_eq!(plan.paid_changed, ["ann@example.com".to_owned()].into());
     let entry = &plan.subscriptions[&(Source::Classic, "1".to_owned())];
     assert_eq!((entry.as_of, entry.entitled_until), (at(3), None));
 }
