@@ -7,8 +7,8 @@
 do $$
 begin
   if current_setting('server_encoding') not in ('UTF8', 'SQL_ASCII') then
-    raise exception 'this database is encoded as %, which has no room for every character', current_setting('server_encoding')
-      using hint = 'Make another: create database NAME template template0 encoding ''UTF8''.';
+    raise exception 'this database is encoded as %, which has no room for every character: make one with template template0 encoding ''UTF8''',
+      current_setting('server_encoding');
   end if;
 end $$;
 

@@ -4,11 +4,10 @@
 
 use sqlx::PgExecutor;
 
-use crate::MemberState;
-use crate::PgPool;
 use crate::access::Address;
 use crate::claim::Claim;
 use crate::names::from_schema;
+use crate::{MemberState, PgPool};
 
 /// What a customer pays for at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

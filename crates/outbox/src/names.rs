@@ -84,7 +84,7 @@ closed_set! {
 }
 
 closed_set! {
-    /// How we come to have a membership. The table's comments say more.
+    /// How a membership came to be, and where it is going.
     MemberState {
         /// About to be given: whether it was is not known.
         Intended = "intended",

@@ -17,9 +17,9 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<PgConnectOptions, String> 
     let url = url.expose_secret();
     let wrong = "must be a URL such as \"postgres://user@host:5432/database\": one host, the characters / # ? @ % of a password as \
                  %2F %23 %3F %40 %25, and options with values that libpq knows";
-    let is_one = url.starts_with("postgres://") || url.starts_with("postgresql://");
+    let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
     let has_one_host = Url::parse(url).is_ok_and(|url| !url.host_str().unwrap_or_default().contains(','));
-    if !(is_one && has_one_host) {
+    if !(is_postgres && has_one_host) {
         return Err(wrong.to_owned());
     }
     // It says of an option that it does not know what it was set to, which may be a password.
@@ -60,10 +60,10 @@ fn unheeded(url: &SecretString) -> Vec<String> {
 /// # Panics
 /// If the URL was not checked by the configuration.
 pub fn options(database: &Database, program: &str) -> PgConnectOptions {
-    // A number read back as text is exact without it, and poolers refuse what they do not know.
     for option in unheeded(&database.url) {
         tracing::warn!(option, "an option of database.url is not heeded");
     }
+    // A number read back as text is exact without it, and poolers refuse what they do not know.
     let options = parse_url(&database.url).expect("the configuration checks the URL").extra_float_digits(None);
     match options.get_application_name() {
         Some(_) => options,

@@ -98,7 +98,8 @@ pub fn wanted(rules: &[JiraAccess], plans: &[String]) -> Vec<Membership> {
 }
 
 /// Gives a membership to the customer's Jira account: the one kept, else found, else invited. One that turns out to be gone is
-/// kept until another is found: a Jira that is taken off the air for a moment says of everybody that they are gone. Returns whether the customer was not a member before.
+/// kept until another is found: a Jira that is off the air for a moment says of everybody that they are gone. Returns whether the
+/// customer was not a member before.
 async fn give(
     pool: &PgPool,
     jira: &Jira,
