@@ -426,7 +426,8 @@ begin
     and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null);
 end $$;
 
--- The address that these alerts waited for is known: they are planned, unless a look-up was replayed of one that was.
+-- The address that these alerts waited for is known: they are planned, unless a look-up was replayed of one that was, which is left
+-- to be settled.
 create function outbox_plan_again(alerts uuid[]) returns void language plpgsql as $$
 begin
   perform from outbox o where o.id = any (alerts) order by o.id for update;
@@ -438,7 +439,15 @@ begin
   if found then
     perform pg_notify('oarlock', 'outbox');
   end if;
-  perform outbox_settle(alerts);
+end $$;
+
+-- Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now. Call it with their
+-- rows in customer locked: whoever writes that payment has come back locks them too, and so one of the two sees the other.
+create function invite_the_owed(customers text[]) returns void language plpgsql as $$
+begin
+  update outbox_action a set status = 'pending'
+  where a.subject = any (customers) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
+    and exists (select from subscription s where s.email = a.email and (s.entitled_until is null or s.entitled_until > clock_timestamp()));
 end $$;
 
 -- The addresses of these customers of Billing are known now: their look-ups that wait, or that failed, need no call any more,
@@ -464,6 +473,7 @@ begin
   )
   select array_agg(outbox_id) into alerts from answered where status = 'done';
   perform outbox_plan_again(alerts);
+  perform outbox_settle(alerts);
 end $$;
 
 -- Writes the results of claims, each guarded by its token; returns the actions it was written for, which are not those whose
@@ -481,7 +491,6 @@ create function outbox_record(
 returns uuid[] language plpgsql set lock_timeout = '300ms' as $$
 declare
   answered uuid[] := '{}';
-  owed     uuid[];
   recorded uuid[];
   alerts   uuid[];
   told     uuid[];
@@ -573,14 +582,11 @@ begin
   into recorded, alerts, told
   from ended e;
 
-  -- Payment may have come back while it was found that there is none. Whoever writes that it has holds the customer's row.
+  -- Payment may have come back while it was found that there is none.
   if 'unchanged' = any (outcomes) then
-    owed := array(
-      select a.id from outbox_action a join customer c on c.email = a.email
-      where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c);
-    update outbox_action a set status = 'pending'
-    where a.id = any (owed)
-      and exists (select from subscription s where s.email = a.email and (s.entitled_until is null or s.entitled_until > clock_timestamp()));
+    perform invite_the_owed(array(
+      select c.email from outbox_action a join customer c on c.email = a.email
+      where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c));
   end if;
   -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
   if told is not null then

@@ -363,7 +363,9 @@ impl Batch {
         let token = Uuid::new_v4();
         let begun = write(transaction, plan, &actions, self.now, token, terms).await?;
         if !plan.paid_changed.is_empty() {
-            invite_the_owed(transaction, &plan.paid_changed).await?;
+            // By itself, when the ledger is written and the customers' rows are locked.
+            let customers: Vec<&str> = plan.paid_changed.iter().map(String::as_str).collect();
+            sqlx::query!("select invite_the_owed($1)", &customers as _).execute(&mut **transaction).await?;
         }
         self.transaction.commit().await?;
         let alert = |id| {
@@ -511,22 +513,6 @@ async fn write(
     )
     .fetch_all(&mut **transaction)
     .await
-}
-
-/// Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now.
-///
-/// A statement of its own after the ledger is written, when their rows in `customer` are held: whoever records such a finding
-/// in this moment either has done so already, or waits and then sees that it is paid for.
-async fn invite_the_owed(transaction: &mut Transaction, customers: &BTreeSet<String>) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "update outbox_action a set status = 'pending'
-         where a.subject = any($1) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
-           and exists (select from subscription s where s.email = a.email and (s.entitled_until is null or s.entitled_until > clock_timestamp()))",
-        &customers.iter().map(String::as_str).collect::<Vec<_>>() as _
-    )
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
 }
 
 impl Decision {

@@ -13,12 +13,13 @@ use std::fmt;
 use std::time::Duration;
 
 use oarlock_service::config::{self, JiraEdition, Membership};
+use reqwest::RequestBuilder;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Meaning, without_addresses};
 use crate::finding::{Finding, Vendor};
-use crate::http::Answer;
+use crate::http::{self, Answer};
 use crate::outcome::{Added, InviteOutcome, Removed};
 
 mod cloud;
@@ -258,6 +259,15 @@ impl Said {
                 Err(failure)
             }
         }
+    }
+}
+
+/// The people of an organization, to whom some are to be added, or of whom some are to be removed.
+fn organization_users(http: &http::Client, change: Change, id: &str) -> RequestBuilder {
+    let path = format!("rest/servicedeskapi/organization/{id}/user");
+    match change {
+        Change::Add => http.post(&path),
+        Change::Remove => http.delete(&path),
     }
 }
 

@@ -18,7 +18,8 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, read, said, unproved,
+    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, organization_users,
+    read, said, unproved,
 };
 use crate::failure::{Failure, Meaning};
 use crate::finding::{Finding, Vendor, round, until};
@@ -195,12 +196,8 @@ impl Client {
                 said(&send(self.group_request(change, &fresh, account)).await?, what)
             }
             Membership::Organization(id) => {
-                let path = format!("rest/servicedeskapi/organization/{id}/user");
-                let request = match change {
-                    Change::Add => self.http.post(&path),
-                    Change::Remove => self.http.delete(&path),
-                };
-                said(&send(request.json(&AccountIds::of(account))).await?, what)
+                let request = organization_users(&self.http, change, id).json(&AccountIds::of(account));
+                said(&send(request).await?, what)
             }
         }
     }

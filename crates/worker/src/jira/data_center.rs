@@ -15,7 +15,8 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, read, said, unproved,
+    AccountId, Change, Found, Invited, Page, Said, account_gone, entrance, name, no_service_desk, organization_users,
+    read, said, unproved,
 };
 use crate::failure::{Failure, Meaning};
 use crate::finding::{Finding, Vendor, round, until};
@@ -223,12 +224,7 @@ impl Client {
                 .delete("rest/api/2/group/user")
                 .query(&[("groupname", name.as_str()), ("username", account.as_str())]),
             (Membership::Organization(id), change) => {
-                let path = format!("rest/servicedeskapi/organization/{id}/user");
-                let request = match change {
-                    Change::Add => self.http.post(&path),
-                    Change::Remove => self.http.delete(&path),
-                };
-                request.json(&Usernames::of(account))
+                organization_users(&self.http, change, id).json(&Usernames::of(account))
             }
         };
         said(&send(request).await?, what)
