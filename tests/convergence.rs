@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use chrono::{Duration as Span, Utc};
-use oarlock_sandbox::paddle::history::{Customer, Generation, Happens, Step};
+use oarlock_sandbox::paddle::history::{Generation, Happens, Household, Step};
 use oarlock_sandbox::paddle::{Billing, BillingSigner, Classic};
 use oarlock_sandbox::{Fault, Service};
 use oarlock_tests::{Oarlock, Settings, WEBHOOK_SECRET};
@@ -701,7 +701,13 @@ async fn a_billing_story_and_a_classic_story_end_alike() {
     let (classic, billing) = (oarlock.signer.clone(), BillingSigner::new(WEBHOOK_SECRET));
     let today = Utc::now();
     let begins = today - Span::hours(3);
-    let customer = |generation, number| Customer { generation, number, begins, today, refund_ends_access: false };
+    let customer = |generation, number| Household {
+        customers: vec![generation],
+        number,
+        begins,
+        today,
+        refund_ends_access: false,
+    };
     let customers = [customer(Generation::Classic, 1), customer(Generation::Billing, 2)];
     let story: Vec<(usize, Happens)> = vec![
         (0, Happens::Paid),
@@ -709,12 +715,12 @@ async fn a_billing_story_and_a_classic_story_end_alike() {
         (1, Happens::Paid),
         (0, Happens::PaymentFailed),
         (0, Happens::Status("paused")),
-        (0, Happens::NewAddress),
+        (0, Happens::NewAddress(0)),
         (0, Happens::Status("active")),
         (1, Happens::Plan(2)),
         (0, Happens::RefundedInFull),
         (0, Happens::Cancelled(-2)),
-        (1, Happens::NewAddress),
+        (1, Happens::NewAddress(1)),
         (1, Happens::Status("trialing")),
         (1, Happens::Cancelled(-1)),
     ];
@@ -722,12 +728,17 @@ async fn a_billing_story_and_a_classic_story_end_alike() {
     for told in 1..=story.len() {
         let steps: Vec<Step> = story[..told]
             .iter()
-            .map(|(subscription, happens)| Step { after: 60, subscription: *subscription, happens: happens.clone() })
+            .map(|(subscription, happens)| Step {
+                after: 60,
+                customer: 0,
+                subscription: *subscription,
+                happens: happens.clone(),
+            })
             .collect();
         let mut places = Vec::new();
-        for customer in customers {
+        for customer in &customers {
             let history = customer.lives(&steps);
-            oarlock.paddle_api().set_customer(&customer.id(), history.address());
+            oarlock.paddle_api().set_customer(&history.customers[0].id, &history.customers[0].address);
             for told in &history.alerts {
                 let reply = oarlock.posts(&told.alert.signed_by(&classic, &billing)).await;
                 assert_eq!(reply.status, 200);

@@ -1,6 +1,6 @@
 //! Access follows payment, whatever the order: random histories against an oracle.
 //!
-//! A history is what really happened to a customer's subscriptions, second by second. The oracle lives through it as it
+//! A history is what really happened to a few customers and their subscriptions, second by second. The oracle lives through it as it
 //! happened and knows nothing of alerts. The planner sees only the alerts: shuffled, repeated, cut into batches. Both must
 //! come to the same end.
 
@@ -11,7 +11,7 @@ use oarlock_outbox::access::Address;
 use oarlock_outbox::alert::{self, Alert};
 use oarlock_outbox::planning::{Decision, Known, Plan};
 use oarlock_outbox::{Kind, Source};
-use oarlock_sandbox::paddle::history::{self, Customer, Generation, Happens, History, Step};
+use oarlock_sandbox::paddle::history::{self, Generation, Happens, History, Household, Step};
 use oarlock_worker::plan::{Policy, plan};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -23,12 +23,16 @@ fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + second, 0).expect("a time")
 }
 
-fn customer(generation: Generation, refund_ends_access: bool) -> Customer {
-    Customer { generation, number: 1, begins: at(0), today: at(NOW), refund_ends_access }
+fn household(customers: Vec<Generation>, refund_ends_access: bool) -> Household {
+    Household { customers, number: 1, begins: at(0), today: at(NOW), refund_ends_access }
+}
+
+fn customers() -> impl Strategy<Value = Vec<Generation>> {
+    prop::collection::vec(prop::sample::select(vec![Generation::Classic, Generation::Billing]), 1..=3)
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(any::<[u16; 4]>().prop_map(Step::drawn), 1..12)
+    prop::collection::vec(any::<[u16; 5]>().prop_map(Step::drawn), 1..16)
 }
 
 /// The alerts as the planner takes them up.
@@ -77,28 +81,28 @@ type Planned = (Kind, String, Option<DateTime<Utc>>);
 
 /// Delivers alerts in this order, so many at a time. Paddle is asked for an address when the planner wants it, and answers
 /// with the one of now.
-fn deliver(order: &[&Alert], batch: usize, address_now: &Address, policy: &Policy) -> (Ledger, Vec<Planned>) {
+fn deliver(order: &[&Alert], batch: usize, history: &History, policy: &Policy) -> (Ledger, Vec<Planned>) {
     let mut ledger = Ledger::default();
     let mut actions = Vec::new();
     for alerts in order.chunks(batch) {
         let mut alerts: Vec<Alert> = alerts.iter().map(|alert| (*alert).clone()).collect();
         while !alerts.is_empty() {
             let planned = plan(&alerts, &ledger.0, policy, at(NOW));
-            let mut again = Vec::new();
+            let (mut again, mut looked_up) = (Vec::new(), BTreeSet::new());
             for (alert, planned) in alerts.iter().zip(&planned.alerts) {
-                if let Decision::Actions(of_it) = &planned.decision {
-                    if of_it.iter().any(|action| action.kind == Kind::PaddleCustomer) {
-                        again.push(alert.clone());
-                    }
-                    actions.extend(of_it.iter().map(|action| (action.kind, action.subject.clone(), action.due_at)));
+                let Decision::Actions(of_it) = &planned.decision else { continue };
+                if let Some(action) = of_it.iter().find(|action| action.kind == Kind::PaddleCustomer) {
+                    looked_up.insert(action.subject.clone());
+                    again.push(alert.clone());
                 }
+                actions.extend(of_it.iter().map(|action| (action.kind, action.subject.clone(), action.due_at)));
             }
             ledger.write(planned);
-            if !again.is_empty() {
-                let held =
-                    ledger.0.addresses.entry(customer(Generation::Billing, false).id()).or_insert(address_now.clone());
-                if address_now.is_as_new_as(held) {
-                    *held = address_now.clone();
+            for id in looked_up {
+                let found = address_now(history, &id);
+                let held = ledger.0.addresses.entry(id).or_insert(found.clone());
+                if found.is_as_new_as(held) {
+                    *held = found;
                 }
             }
             alerts = again;
@@ -108,8 +112,9 @@ fn deliver(order: &[&Alert], batch: usize, address_now: &Address, policy: &Polic
 }
 
 /// What a look-up finds when all is over.
-fn address_now(history: &History) -> Address {
-    Address { email: history.address().to_owned(), as_of: history.address_since, told_by: None }
+fn address_now(history: &History, id: &str) -> Address {
+    let customer = history.customers.iter().find(|customer| customer.id == id).expect("somebody of the history");
+    Address { email: customer.address.clone(), as_of: customer.address_since, told_by: None }
 }
 
 fn policy(revoke_on_full_refund: bool) -> Policy {
@@ -121,14 +126,13 @@ proptest! {
 
     #[test]
     fn whatever_the_order_the_end_is_the_oracles(
+        customers in customers(),
         steps in steps(),
-        billing: bool,
         revoke: bool,
         batch in 1..6usize,
         shuffle in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
     ) {
-        let generation = if billing { Generation::Billing } else { Generation::Classic };
-        let history = customer(generation, revoke).lives(&steps);
+        let history = household(customers, revoke).lives(&steps);
         let alerts = alerts(&history);
         // Each at least once, some again, in any order.
         let mut order: Vec<&Alert> = alerts.iter().collect();
@@ -137,7 +141,7 @@ proptest! {
             let (a, b) = (at % order.len(), index.index(order.len()));
             order.swap(a, b);
         }
-        let (ledger, actions) = deliver(&order, batch, &address_now(&history), &policy(revoke));
+        let (ledger, actions) = deliver(&order, batch, &history, &policy(revoke));
         prop_assert_eq!(&ledger.entitled(), &history.paid_at(at(NOW)));
 
         // Whoever was ever entitled by what was known so far is evaluated again when that changes: at the end everybody
@@ -165,14 +169,14 @@ fn the_chain_decides_within_a_second() {
         (5, Happens::Status("past_due")),
         (0, Happens::Status("active")),
     ]
-    .map(|(after, happens)| Step { after, subscription: 0, happens })
+    .map(|(after, happens)| Step { after, customer: 0, subscription: 0, happens })
     .into();
-    let history = customer(Generation::Classic, false).lives(&steps);
+    let history = household(vec![Generation::Classic], false).lives(&steps);
     let mut alerts = alerts(&history);
     (alerts[2].alert_id, alerts[3].alert_id) = ("9".to_owned(), "8".to_owned());
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
         let order: Vec<&Alert> = order.iter().map(|at| &alerts[*at]).collect();
-        let (ledger, _) = deliver(&order, 1, &address_now(&history), &policy(false));
+        let (ledger, _) = deliver(&order, 1, &history, &policy(false));
         assert_eq!(ledger.entitled(), history.paid_at(at(NOW)));
     }
     assert!(!history.paid_at(at(NOW)).is_empty());
