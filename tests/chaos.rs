@@ -144,7 +144,7 @@ async fn in_any_order_the_ledger_comes_to_what_is_paid_for() {
     let paid = histories.iter().flat_map(|history| history.paid_at(today));
     let paid: BTreeMap<String, String> =
         paid.map(|(email, plans)| (email, plans.into_iter().collect::<Vec<_>>().join(" "))).collect();
-    assert!(paid.len() > 500, "only {} addresses pay", paid.len());
+    assert!(paid.len() > 300, "only {} addresses pay", paid.len());
     assert_eq!(held.into_iter().collect::<BTreeMap<_, _>>(), paid);
 }
 
@@ -293,15 +293,15 @@ async fn story_of(oarlock: &Oarlock, email: &str) -> String {
     rows.into_iter().chain(calls).collect::<Vec<_>>().join("\n")
 }
 
-/// Draws what a run that failed says it had, or something new.
+/// With the seed that a run before has printed, or a new one.
 fn seeded() -> StdRng {
     let seed = std::env::var("OARLOCK_CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("OARLOCK_CHAOS_SEED={seed}");
     StdRng::seed_from_u64(seed)
 }
 
-/// Households of one to three customers of either generation, each with up to a dozen and a half things that happened, of which so
-/// many more are moves than of themselves.
+/// Households of one to three customers of either generation, each with up to a dozen and a half things that happened; `moves` is the
+/// share of these that becomes a change of address, beside those that are one anyway.
 fn draw(random: &mut StdRng, count: u32, today: DateTime<Utc>, moves: f64) -> Vec<(Household, History)> {
     (0..count)
         .map(|number| {
@@ -386,13 +386,13 @@ fn deliver(oarlock: &Oarlock, alerts: Vec<Signed>) -> JoinHandle<()> {
     tokio::spawn(async move { streams.join_all().await.clear() })
 }
 
-/// Whoever pays was invited, also if they did not when it was tried first. (Whom a new address is for was invited under the old one.)
+/// Whoever pays was invited, also if they did not when it was tried first. (Who moves may have been invited under the old address.)
 #[track_caller]
 fn assert_invited(oarlock: &Oarlock, histories: &[History], today: DateTime<Utc>) {
     let customers = histories.iter().flat_map(|history| &history.customers);
     let stayed = customers.filter(|customer| !customer.has_moved && customer.plans_at(today).next().is_some());
     let stayed: BTreeSet<&str> = stayed.map(|customer| customer.address.as_str()).collect();
-    assert!(stayed.len() > 50, "only {} customers stayed and pay", stayed.len());
+    assert!(stayed.len() > 30, "only {} customers stayed and pay", stayed.len());
     let (desk, slack) = (oarlock.jira().service_desk("3"), oarlock.slack());
     let not: Vec<_> =
         stayed.into_iter().filter(|email| !desk.has(email) || slack.invitation_count(email) == 0).collect();
