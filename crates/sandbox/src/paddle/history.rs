@@ -272,7 +272,9 @@ impl Life<'_> {
         let customer = &mut self.customers[at];
         let (generation, id, address) = (customer.generation, customer.id.clone(), customer.address.clone());
         let is_new = !customer.subscriptions.contains_key(&step.subscription);
-        let begun = Real { status: "active", plan: 0, end: None };
+        // Of a plan of its own at first, so that each is paid for often.
+        let plan = u16::try_from(step.subscription).expect("a few");
+        let begun = Real { status: "active", plan, end: None };
         let it = customer.subscriptions.entry(step.subscription).or_insert(begun);
         let old_status = it.status;
         let mut cancelled_until = None;
