@@ -218,6 +218,8 @@ create table customer (
   email           text        primary key,
   -- The account found or made in Jira (Cloud: accountId, Data Center: user name). Cloud may hide addresses later: keep it.
   jira_account    text,
+  -- When Slack Connect last sent them an invitation. While one waits to be accepted Slack takes no other, and does not say whose.
+  slack_invited_at timestamptz,
   -- When what is paid for last changed by an alert.
   paid_changed_at timestamptz,
   -- When memberships were last made what is paid for.

@@ -13,6 +13,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::Duration as Span;
 use oarlock_sandbox::paddle::{Billing, Classic};
 use oarlock_sandbox::{Call, Edition, Fault, Sandbox, Service};
 use oarlock_tests::{Oarlock, Settings};
@@ -537,6 +538,25 @@ async fn an_invitation_that_waits_for_the_customer_is_no_hurry() {
     // Nobody else has to wait for that.
     oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
     oarlock.sees("Bob is invited", |sandbox| sandbox.slack().invited("bob@example.com")).await;
+}
+
+#[tokio::test]
+async fn an_invitation_that_the_customer_has_is_not_waited_for() {
+    let oarlock = settings().set("OARLOCK_SLACK__MODE", "connect").start().await;
+    let waits = "connection_limit_exceeded_pending";
+    for (days, outcome) in [(0, "done invited"), (13, "done already invited"), (2, waits)] {
+        oarlock.time_passes(Span::days(days)).await;
+        oarlock.paddle_sends(&Classic::payment_succeeded("ann@example.com")).await;
+        let tried = "select not exists (select from outbox where to_plan)
+                     and not exists (select from outbox_action where status = 'running' or status = 'pending' and attempts = 0)";
+        oarlock.until("it is tried", tried).await;
+        let last = "select concat_ws(' ', status, outcome, last_error) from outbox_action where kind = 'slack_invite' order by id desc limit 1";
+        let last = oarlock.value::<String>(last).await;
+        assert!(last.ends_with(outcome), "{last} instead of {outcome}");
+    }
+    oarlock.slack().join_channel("ann@example.com", "C1");
+    oarlock.time_passes(Span::hours(7)).await;
+    oarlock.until("all is done", "select bool_and(status = 'done') from outbox_action").await;
 }
 
 // Configuration

@@ -106,6 +106,39 @@ pub async fn keep_jira_account(
     fenced(written.rows_affected())
 }
 
+/// Whether Slack Connect sent this customer an invitation that can still be accepted: it expires after 14 days
+/// (trailhead.salesforce.com/content/learn/modules/slack-connect/use-slack-to-work-with-people-outside-your-organization).
+///
+/// # Errors
+/// When the database is away.
+pub async fn has_slack_invitation(pool: &PgPool, email: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (select from customer where email = $1 and slack_invited_at > clock_timestamp() - interval '14 days')
+              as "has_invitation!""#,
+        email
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Notes that Slack Connect has just sent this customer an invitation.
+///
+/// # Errors
+/// When the claim is lost or the database is away.
+pub async fn keep_slack_invitation(pool: &PgPool, claim: &Claim, email: &str) -> Result<(), FencedWriteError> {
+    let written = sqlx::query!(
+        "insert into customer (email, slack_invited_at) select $1, clock_timestamp()
+         where exists (select from outbox_action where id = $2 and claim_token = $3 and status = 'running')
+         on conflict (email) do update set slack_invited_at = excluded.slack_invited_at",
+        email,
+        claim.id(),
+        claim.token()
+    )
+    .execute(pool)
+    .await?;
+    fenced(written.rows_affected())
+}
+
 /// The memberships we know of this customer.
 ///
 /// # Errors

@@ -138,7 +138,7 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
         }
         Kind::SlackInvite => {
             let slack = vendors.slack.as_ref().ok_or_else(|| not_configured("slack"))?;
-            Ok(invited(Box::pin(slack.invite(subject)).await?))
+            Box::pin(slack_invite(pool, slack, claim)).await.map(invited)
         }
         Kind::PaddleCustomer => {
             // Billing tells a change in two alerts at once: the second look-up finds the first one's answer.
@@ -170,6 +170,22 @@ async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<Invite
         ledger::keep_jira_account(pool, claim, email, invited.account.as_str()).await?;
     }
     Ok(invited.outcome)
+}
+
+async fn slack_invite(pool: &PgPool, slack: &Slack, claim: &Claim) -> Result<InviteOutcome, Stop> {
+    let email = claim.subject.as_str();
+    match slack.invite(email).await {
+        Ok(InviteOutcome::Invited) if slack.waits_for_acceptance() => {
+            ledger::keep_slack_invitation(pool, claim, email).await?;
+            Ok(InviteOutcome::Invited)
+        }
+        Err(Failure { meaning: Meaning::InvitationPending, .. })
+            if ledger::has_slack_invitation(pool, email).await? =>
+        {
+            Ok(InviteOutcome::AlreadyInvited)
+        }
+        ended => Ok(ended?),
+    }
 }
 
 fn invited(outcome: InviteOutcome) -> &'static str {

@@ -20,6 +20,8 @@ pub struct Failure {
 pub enum Meaning {
     /// May go better next time: retried on the schedule, not before `retry_after`.
     Transient { retry_after: Option<Duration> },
+    /// Somebody, perhaps this customer, has yet to accept an invitation before another can be made: tried again after hours.
+    InvitationPending,
     /// Asked to slow down: the whole destination pauses that long, and no attempt is used.
     RateLimited { retry_after: Duration },
     /// Wrong for every customer alike until somebody mends it: the destination pauses, and no attempt is used.

@@ -103,6 +103,7 @@ impl Vendor {
             (
                 Meaning::Configuration
                 | Meaning::TargetGone
+                | Meaning::InvitationPending
                 | Meaning::Permanent
                 | Meaning::AccountGone
                 | Meaning::Unknown,

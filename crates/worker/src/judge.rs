@@ -3,6 +3,7 @@
 //! | the failure is | the action | the destination |
 //! |---|---|---|
 //! | transient | tried again, until its attempts are used up | |
+//! | an invitation that waits for somebody | tried again every six hours, until its attempts are used up | |
 //! | asking to slow down | handed back, no attempt used | paused that long |
 //! | of the configuration | stands back behind the others, no attempt used | paused until it is mended, then probed |
 //! | permanent | dead | |
@@ -17,6 +18,9 @@ use crate::retry::Schedule;
 
 /// Attempts spent on a code that nobody has met.
 const ATTEMPTS_AT_THE_UNKNOWN: u32 = 5;
+
+/// There is no hurry: a person has to act first.
+const WAIT_FOR_ACCEPTANCE: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What happens next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,10 @@ pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Sche
     match failure.meaning {
         Meaning::Transient { retry_after } => {
             Judgement { verdict: tried_up_to(max_attempts, retry_after), pause: None, reached: false }
+        }
+        Meaning::InvitationPending => {
+            let verdict = tried_up_to(max_attempts, Some(WAIT_FOR_ACCEPTANCE));
+            Judgement { verdict, pause: None, reached: true }
         }
         Meaning::RateLimited { retry_after } => {
             Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
@@ -88,6 +96,8 @@ mod tests {
         check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
         let used_up = || Verdict::UsedUp("why".into());
         check(Meaning::Transient { retry_after: None }, 20, used_up(), None);
+        check(Meaning::InvitationPending, 1, retry(21_600), None);
+        check(Meaning::InvitationPending, 20, used_up(), None);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
         check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
         check(Meaning::TargetGone, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));

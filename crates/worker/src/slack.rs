@@ -18,9 +18,6 @@ use crate::outcome::InviteOutcome;
 /// `invite_limit_reached`: Slack stops a workspace that invites many in a burst, and does not say for how long.
 const INVITE_LIMIT_PAUSE: Duration = Duration::from_secs(30 * 60);
 
-/// `connection_limit_exceeded_pending`: this customer has an invitation that waits for them, so there is no hurry.
-const PENDING_INVITE_WAIT: Duration = Duration::from_secs(6 * 60 * 60);
-
 const VENDOR: Vendor = Vendor {
     name: "Slack",
     address: "slack.base_url",
@@ -82,6 +79,11 @@ impl Slack {
             }
         };
         outcome(&http::send(request).await?, self.method.name())
+    }
+
+    /// Whether an invitation stands in the way of others until it is accepted, or has expired.
+    pub fn waits_for_acceptance(&self) -> bool {
+        matches!(self.method, Method::Connect { .. })
     }
 
     /// Whether the token is good for the configured way of inviting. Reads only.
@@ -291,7 +293,7 @@ fn meaning(code: &str, answer: &Answer) -> Meaning {
         "invite_limit_reached" => {
             Meaning::RateLimited { retry_after: answer.retry_after().unwrap_or_default().max(INVITE_LIMIT_PAUSE) }
         }
-        "connection_limit_exceeded_pending" => Meaning::Transient { retry_after: Some(PENDING_INVITE_WAIT) },
+        "connection_limit_exceeded_pending" => Meaning::InvitationPending,
 
         // Of the first two Slack says that something may have been done all the same; a repeat then answers already_….
         "internal_error" | "fatal_error" | "request_timeout" | "service_unavailable" | "team_added_to_org"
@@ -382,7 +384,7 @@ mod tests {
             ),
             ("ratelimited ratelimit", limited(30)),
             ("invite_limit_reached", limited(30 * 60)),
-            ("connection_limit_exceeded_pending", transient(Some(Duration::from_secs(6 * 60 * 60)))),
+            ("connection_limit_exceeded_pending", Err(Meaning::InvitationPending)),
             ("never_heard_of", Err(Meaning::Unknown)),
         ];
         for (codes, expected) in table {
