@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Duration as Span, SubsecRound as _, Utc};
 use oarlock_sandbox::paddle::history::{Generation, Happens, History, Household, Step, Told};
 use oarlock_sandbox::paddle::{Billing, BillingSigner, Signed};
-use oarlock_sandbox::{Call, Fault, Service};
+use oarlock_sandbox::{Call, Edition, Fault, Service};
 use oarlock_tests::{Oarlock, Settings, WEBHOOK_SECRET};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
@@ -20,9 +20,22 @@ use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_chaos_and_replay_memberships_are_what_is_paid_for() {
-    const HOUSEHOLDS: u32 = 160;
+    through_chaos_and_replay(Settings::default(), 160).await;
+}
+
+/// Where people are known by user name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_chaos_and_replay_in_data_center() {
+    through_chaos_and_replay(
+        Settings::default().jira(Edition::DataCenter).set("OARLOCK_SLACK__MODE", "legacy_invite"),
+        80,
+    )
+    .await;
+}
+
+async fn through_chaos_and_replay(settings: Settings, households: u32) {
     let mut random = seeded();
-    let mut oarlock = Settings::default()
+    let mut oarlock = settings
         .workers(2)
         .set("OARLOCK_JIRA__ACCESS", RULES)
         .set("OARLOCK_WORKER__POLL_INTERVAL", "100ms")
@@ -37,7 +50,7 @@ async fn through_chaos_and_replay_memberships_are_what_is_paid_for() {
     // Paddle's limit is for another test.
     oarlock.sql("update destination set actions_per_minute = 60000 where name = 'paddle'").await;
     let today = Utc::now();
-    let (households, histories): (Vec<_>, Vec<_>) = draw(&mut random, HOUSEHOLDS, today, 0.0).into_iter().unzip();
+    let (households, histories): (Vec<_>, Vec<_>) = draw(&mut random, households, today, 0.0).into_iter().unzip();
     paddle_knows(&oarlock, &histories);
     everything_fails_at_times(&oarlock, random.random());
 
@@ -58,6 +71,7 @@ async fn through_chaos_and_replay_memberships_are_what_is_paid_for() {
             if more.is_err() && delivered.is_finished() {
                 break;
             }
+            oarlock.sql(INTERFERENCE[random.random_range(0..INTERFERENCE.len())]).await;
             let victim = random.random_range(0..oarlock.workers.len());
             oarlock.workers.remove(victim).dies().await;
             oarlock.start_worker().await;
@@ -221,6 +235,15 @@ async fn a_day_away_costs_customers_and_not_alerts() {
 /// What has died, and of what.
 const DEAD: &str =
     "select string_agg(concat_ws(' ', kind, attempts, last_error, first_try, dead_since), ', ') from dead_letter";
+
+/// What operators do in the middle of it.
+const INTERFERENCE: [&str; 5] = [
+    "select replay(id) from (select id from outbox where status = 'done' order by random() limit 20) as chosen",
+    "select replay(id) from (select id from outbox_action where status = 'done' order by random() limit 20) as chosen",
+    "select reconcile(email) from (select distinct email from subscription limit 20) as chosen",
+    "update outbox_action set run_at = now() where status = 'pending'",
+    "update destination set paused_until = now() + interval '300 ms', paused_reason = 'maintenance'",
+];
 
 /// Plan 0 and 2 give the group `pro`, plan 1 the organization, each the support group.
 const RULES: &str = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["0","2"],"group":"pro"},{"plans":["1"],"organization":"17"}]"#;
@@ -392,7 +415,7 @@ fn assert_invited(oarlock: &Oarlock, histories: &[History], today: DateTime<Utc>
     let customers = histories.iter().flat_map(|history| &history.customers);
     let stayed = customers.filter(|customer| !customer.has_moved && customer.plans_at(today).next().is_some());
     let stayed: BTreeSet<&str> = stayed.map(|customer| customer.address.as_str()).collect();
-    assert!(stayed.len() > 50, "only {} customers stayed and pay", stayed.len());
+    assert!(stayed.len() * 5 > histories.len(), "only {} customers stayed and pay", stayed.len());
     let (desk, slack) = (oarlock.jira().service_desk("3"), oarlock.slack());
     let not: Vec<_> =
         stayed.into_iter().filter(|email| !desk.has(email) || slack.invitation_count(email) == 0).collect();
@@ -408,14 +431,13 @@ fn assert_apart(oarlock: &Oarlock, households: &[Household]) {
         names.insert(email.clone(), email);
     }
     let mut by_customer: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
-    for call in oarlock.sandbox.calls().into_iter().filter(|call| call.service == Service::JiraCloud) {
+    for call in oarlock.sandbox.calls().into_iter().filter(|call| call.service != Service::Slack) {
         match words_of(&call).into_iter().find_map(|word| names.get(word)) {
             Some(email) => by_customer.entry(email).or_default().push(call),
-            // Groups are looked up by name for everybody.
-            None => assert!(call.is("GET", "/rest/api/3/group/bulk"), "whom is it about? {call:?}"),
+            None => assert!(is_about_nobody(&call), "whom is it about? {call:?}"),
         }
     }
-    assert!(by_customer.len() > 200, "only {} customers were called for", by_customer.len());
+    assert!(by_customer.len() > households.len(), "only {} customers were called for", by_customer.len());
     // That a caller has gone is noticed a little later than it went.
     let unnoticed = Duration::from_millis(100);
     for calls in by_customer.values() {
@@ -425,6 +447,12 @@ fn assert_apart(oarlock: &Oarlock, households: &[Household]) {
             assert!(over <= pair[1].started, "overlap: {pair:#?}");
         }
     }
+}
+
+/// What is asked of a group or an organization alone.
+fn is_about_nobody(call: &Call) -> bool {
+    let questions = ["/rest/api/3/group/bulk", "/rest/api/2/group/member", "/rest/servicedeskapi/organization/17/user"];
+    call.service == Service::Paddle || questions.iter().any(|question| call.is("GET", question))
 }
 
 /// All texts in what was asked.
