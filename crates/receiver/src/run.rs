@@ -25,8 +25,8 @@ use crate::webhook::{self, Webhook};
 /// How long connections may take at least to finish what they have begun, once the receiver is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the server may take to leave off accepting.
-const PAUSING: Duration = Duration::from_millis(100);
+/// How long the server may take to leave off accepting. Who comes meanwhile is let in by the system and then dropped.
+const PAUSING: Duration = Duration::from_millis(10);
 
 /// How long what was accepted last has to be read. Longer than it takes to come, since whoever sent it had been let in.
 const READING: Duration = Duration::from_millis(500);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use toml::de::DeTable;
 use toml::{Table, Value};
 
 use super::Problems;
@@ -22,15 +23,37 @@ pub(super) fn read(file: Option<&Path>) -> Result<Table, Problems> {
             let text = std::fs::read_to_string(&path).map_err(|error| {
                 Problems(vec![format!("{}: cannot read the configuration file: {error}", path.display())])
             })?;
-            text.parse::<Table>().map_err(|error| {
-                // The parser's full message quotes the line, which may hold a secret: only where and what is said.
-                let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-                Problems(vec![format!("{}:{line}: not valid TOML: {}", path.display(), error.message())])
+            parse_file(&text).map_err(|problems| {
+                Problems(problems.into_iter().map(|problem| format!("{}:{problem}", path.display())).collect())
             })?
         }
     };
     overlay(&mut table, &environment);
     Ok(table)
+}
+
+/// Everything that is no TOML is told by its line and, where that has one, its key.
+pub(super) fn parse_file(text: &str) -> Result<Table, Vec<String>> {
+    let (_, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return text.parse().map_err(|error: toml::de::Error| vec![problem_at(text, &error)]);
+    }
+    Err(errors.iter().map(|error| problem_at(text, error)).collect())
+}
+
+/// The parser's full message quotes the line, which may hold a secret: only where and what is said.
+fn problem_at(text: &str, error: &toml::de::Error) -> String {
+    // As all of ours are, and hardly a line of a secret is.
+    let is_key = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || "._".contains(c));
+    let before = &text[..error.span().map_or(0, |span| span.start)];
+    let number = before.matches('\n').count();
+    let header = |line: &'_ str| line.trim().strip_prefix('[').map(|name| name.trim_matches(['[', ']']).to_owned());
+    let section = before.lines().rev().find_map(header);
+    let line = text.lines().nth(number).unwrap_or_default();
+    let key = line.split_once('=').map(|(key, _)| key.trim()).filter(is_key);
+    let path: Vec<_> = section.as_deref().filter(is_key).into_iter().chain(key).collect();
+    let colon = if key.is_some() { format!(" {}:", path.join(".")) } else { String::new() };
+    format!("{}:{colon} not valid TOML: {}", number + 1, error.message())
 }
 
 /// The variables that may concern us. Others may hold anything, text or not.
@@ -91,15 +114,13 @@ fn set(table: &mut Table, path: &[String], value: &str) {
     }
 }
 
-/// The table in which the path's last key belongs, made if it is not there.
+/// The table in which the path's last key belongs, made if it is not there; none if the file has something else in its place,
+/// which is told when the section is read.
 fn parent<'t, 'k>(table: &'t mut Table, path: &'k [String]) -> Option<(&'t mut Table, &'k str)> {
     let (key, parents) = path.split_last()?;
     let mut at = table;
     for parent in parents {
         let entry = at.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-        if !entry.is_table() {
-            *entry = Value::Table(Table::new());
-        }
         at = entry.as_table_mut()?;
     }
     Some((at, key))

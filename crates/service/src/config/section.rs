@@ -32,7 +32,8 @@ impl<'p> Section<'p> {
     }
 
     pub(super) fn problem(&self, key: &str, what: &str) {
-        self.problems.borrow_mut().push(format!("{} {what}", self.path(key)));
+        // One line each, whatever a key that nobody knows is called.
+        self.problems.borrow_mut().push(format!("{} {what}", self.path(key).escape_debug()));
     }
 
     /// Says whose secrets stand here: the other program's files are not opened.
@@ -190,10 +191,9 @@ impl<'p> Section<'p> {
     /// `host:port`.
     pub(super) fn address(&mut self, key: &str, default: &str) -> String {
         let Some(address) = self.string(key) else { return default.to_owned() };
-        let port = address
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .and_then(|(_, port)| port.parse::<u16>().ok());
+        let is_host = |host: &str| !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+        let port =
+            address.rsplit_once(':').filter(|(host, _)| is_host(host)).and_then(|(_, port)| port.parse::<u16>().ok());
         if port.is_none() {
             self.problem(key, "must be an address and a port, such as \"0.0.0.0:8080\"");
         }
@@ -296,13 +296,14 @@ impl<'p> Section<'p> {
     fn read(&self, key: &str, path: &str) -> Option<String> {
         match std::fs::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => {
-                self.problem(key, &format!("names {path}, which is empty"));
+                self.problem(key, "names a file that is empty");
                 None
             }
             // An editor ends a file with a newline, or begins it with a mark of its encoding: no part of the secret.
             Ok(text) => Some(text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).to_owned()),
             Err(error) => {
-                self.problem(key, &format!("names {path}, which cannot be read: {error}"));
+                // Without the name: it may be the secret itself, in the wrong place.
+                self.problem(key, &format!("names a file that cannot be read: {error}"));
                 None
             }
         }

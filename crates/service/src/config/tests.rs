@@ -184,7 +184,7 @@ fn a_program_opens_no_secret_of_the_other() {
         "[jira]\nedition = \"cloud\"\nbase_url = \"https://acme.example\"\nuser = \"bot\"\ntoken_file = \"/nowhere\"\n";
     assert!(receiver(file, &[]).is_ok());
     let problems = worker(file, &[]).unwrap_err();
-    assert!(problems[0].starts_with("jira.token_file names /nowhere, which cannot be read"), "{problems:?}");
+    assert!(problems[0].starts_with("jira.token_file names a file that cannot be read"), "{problems:?}");
     Database::from_table(table(file, &[])).unwrap();
     // Nor does it need what only the other one's environment has.
     let file = "[jira]\nbase_url = \"https://acme.example\"\nuser = \"bot\"\n[slack]\nmode = \"legacy_invite\"\n";
@@ -196,6 +196,45 @@ fn a_program_opens_no_secret_of_the_other() {
         "{problems:?}"
     );
     assert!(worker(file, &[("OARLOCK_JIRA__TOKEN", "t"), ("OARLOCK_SLACK__TOKEN", "t")]).is_ok());
+}
+
+#[test]
+fn all_that_is_no_toml_is_told_with_its_key() {
+    let file = "[jira]\ntoken = \"a\"\ntoken = \"xoxp-secret\"\n[slack]\nmode = \"x\"\nmode = \"y\"\ntoken = xoxp-secret\n[[jira.access]]\nplans = [\"*\"\n";
+    let problems = environment::parse_file(file).unwrap_err();
+    for place in
+        ["3: jira.token: not valid TOML: ", "6: slack.mode: not valid TOML: ", "7: slack.token: not valid TOML: "]
+    {
+        assert!(problems.iter().any(|problem| problem.starts_with(place)), "{place} is not among {problems:#?}");
+    }
+    assert!(problems.iter().any(|problem| problem.contains("jira.access.plans")), "{problems:#?}");
+    assert!(
+        problems.iter().all(|problem| !problem.contains("xoxp-secret") && !problem.contains('\n')),
+        "{problems:#?}"
+    );
+    // A secret that stands in a text of several lines.
+    let problems = environment::parse_file("[slack]\ntoken = \"\"\"\nXOXP1=\n\u{7}\"\"\"\n").unwrap_err();
+    assert!(problems.iter().all(|problem| !problem.contains("XOXP1")), "{problems:#?}");
+}
+
+#[test]
+fn a_problem_is_one_line_and_holds_no_secret_in_the_wrong_place() {
+    let file = "database = \"x\"\n\"weird\\nkey\" = 1\n";
+    let environment = [
+        ("DATABASE_URL", "postgres://u@h/d"),
+        ("OARLOCK_SLACK__TOKEN_FILE", "xoxp-secret"),
+        ("OARLOCK_WORKER__ADMIN_LISTEN", "a b:1"),
+    ];
+    let problems = worker(file, &environment).unwrap_err();
+    for expected in [
+        "database must be a section",
+        "weird\\nkey is not a key",
+        "slack.token_file names a file that cannot be read: ",
+        "worker.admin_listen must be an address",
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected} is not among {problems:#?}");
+    }
+    assert!(problems.iter().all(|problem| !problem.contains("xoxp-secret")), "{problems:#?}");
 }
 
 #[test]
