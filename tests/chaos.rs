@@ -77,7 +77,7 @@ async fn through_chaos_and_replay(settings: Settings, households: u32) {
             oarlock.start_worker().await;
             kills += 1;
         }
-        delivered.await.unwrap();
+        delivered.await.expect("each alert is taken at last");
     }
     oarlock.settles_within(Duration::from_secs(60)).await;
     let most = oarlock.value::<i32>("select max(attempts) from outbox_action").await;
