@@ -459,6 +459,39 @@ async fn an_account_that_is_there_and_is_not_keeps_its_removal_open() {
     assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
 }
 
+/// An account that became another goes on with what it had, and may hide that it is the same person.
+#[tokio::test]
+async fn an_account_that_may_have_a_successor_is_not_forgotten() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
+    oarlock.settles().await;
+    oarlock.jira().hide_email(ANN);
+    for (method, path) in
+        [("DELETE", "/rest/api/3/group/user"), ("GET", "/rest/api/3/user/groups"), ("GET", "/rest/api/3/user")]
+    {
+        oarlock.jira().fail(Fault::status(404).on(method, path));
+    }
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.until("it is dead", "select count(*) = 1 from dead_letter where last_error like '%in its place%'").await;
+    let drift = "select count(*) from access where not paid and given = '{group:commercial-support}' and differs_since is not null";
+    assert_eq!(oarlock.value::<i64>(drift).await, 1);
+    oarlock.jira().clear_faults();
+    oarlock.sql("select replay_dead_letters()").await;
+    oarlock.settles().await;
+    assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// What one membership is refused for is no matter of the others.
+#[tokio::test]
+async fn a_group_that_refuses_a_customer_keeps_no_organization_from_them() {
+    let rules = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["*"],"organization":"17"}]"#;
+    let oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", rules).start().await;
+    oarlock.jira().restrict_portal_access(true);
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.until("it is dead", "select count(*) = 1 from dead_letter").await;
+    assert!(oarlock.jira().organization("17").has(ANN), "{}", oarlock.outbox().await);
+}
+
 #[tokio::test]
 async fn a_removal_that_fails_is_drift() {
     let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "2").start().await;

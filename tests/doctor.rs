@@ -213,6 +213,11 @@ async fn what_is_wrong_with_slack_and_paddle() {
     oarlock.slack().fail(Fault::html(200));
     says(&oarlock, "slack.credentials", "no answer of Slack's API", "slack.base_url").await;
     oarlock.slack().clear_faults();
+    for (code, remedy) in [("fatal_error", "slack-status.com"), ("org_login_required", "a policy of theirs")] {
+        oarlock.slack().fail(Fault::slack_error(code));
+        says(&oarlock, "slack.credentials", code, remedy).await;
+        oarlock.slack().clear_faults();
+    }
     oarlock.set("OARLOCK_SLACK__BASE_URL", "http://127.0.0.1:1");
     says(&oarlock, "slack.address", "refused", "slack.base_url").await;
     oarlock.set("OARLOCK_SLACK__BASE_URL", &oarlock.sandbox.slack_url());

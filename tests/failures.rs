@@ -664,7 +664,8 @@ async fn jira_cloud_access_misconfigured() {
     let scim = Fault::status(400).body(json!({ "errorMessages": ["The group is read-only."] }));
     trial.waits_at("scim", scim, &["read-only"]).await;
     trial.waits_at("site_admin", Fault::status(403), &["HTTP 403", "permission"]).await;
-    // Jira would not admit that it is the permission.
+    // Jira would not admit that it is the permission. (Of an account of the portal alone it may be said because of that.)
+    jira.create_account("silent@example.com", "Silent");
     trial.waits_at("silent", Fault::status(404), &["HTTP 404", "permission"]).await;
 }
 

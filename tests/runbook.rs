@@ -229,6 +229,26 @@ async fn who_is_in_that_should_not_be(section: &mut Section) {
     oarlock.settles().await;
     assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
 
+    // Gone on as somebody who hides it.
+    oarlock.jira().hide_email(ANN);
+    for (method, path) in
+        [("DELETE", "/rest/api/3/group/user"), ("GET", "/rest/api/3/user/groups"), ("GET", "/rest/api/3/user")]
+    {
+        oarlock.jira().fail(Fault::status(404).on(method, path));
+    }
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    let in_its_place = "select count(*) = 1 from dead_letter where last_error like '%come in its place%'";
+    oarlock.until("it is a dead letter", in_its_place).await;
+    oarlock.jira().clear_faults();
+    oarlock.jira().group("commercial-support").remove_member(ANN);
+    let [_, replayed] = section.run(&oarlock).await;
+    assert_eq!(replayed.column("replay_dead_letters"), ["1"]);
+    oarlock.settles().await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from access where differs_since is not null").await, 0);
+    oarlock.jira().show_email(ANN);
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("3")).await;
+    oarlock.settles().await;
+
     // Renamed.
     oarlock.workers.remove(0).stops().await;
     oarlock.jira().create_group("new");
@@ -239,7 +259,7 @@ async fn who_is_in_that_should_not_be(section: &mut Section) {
     oarlock.set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["*"],"group":"new"}]"#);
     let [_] = section.run(&oarlock).await;
     oarlock.start_worker().await;
-    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
+    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("3").ended()).await;
     oarlock.settles().await;
     assert_eq!(oarlock.jira().group("new").members(), [BOB], "{}", oarlock.outbox().await);
 }

@@ -62,6 +62,9 @@ impl Serialize for Finding {
     }
 }
 
+/// What is said of a body that nobody can read.
+pub(crate) const NOT_THE_API: &str = "a body that is not what the API documents";
+
 impl Trouble {
     pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { problem: problem.into(), remedy: remedy.into() }
@@ -90,7 +93,10 @@ impl Vendor {
             (Meaning::Transient { .. }, None) => format!(
                 "see that {address} is right and that this machine reaches it: name resolution, firewall, proxy, certificates"
             ),
-            (Meaning::Transient { .. }, Some(200..=299)) => {
+            // Not a code that says of the vendor that it fails.
+            (Meaning::Transient { .. }, Some(200..=299))
+                if failure.detail().contains(address) || failure.detail().contains(NOT_THE_API) =>
+            {
                 format!("see that {address} is right: something else than {name}'s API answers there")
             }
             (Meaning::Transient { .. }, Some(_)) => {
@@ -157,7 +163,9 @@ mod tests {
         };
         let transient = Meaning::Transient { retry_after: None };
         check(transient, None, "failed to connect", "this machine reaches it");
-        check(transient, Some(200), "a page", "something else than Jira's API");
+        check(transient, Some(200), "a page; is jira.base_url right?", "something else than Jira's API");
+        check(transient, Some(200), &format!("HTTP 200 with {NOT_THE_API}"), "something else than Jira's API");
+        check(transient, Some(200), "internal_error", "see its page");
         check(transient, Some(503), "HTTP 503", "see its page");
         check(Meaning::RateLimited { retry_after: ROUND }, Some(429), "HTTP 429", "fewer calls");
         check(Meaning::Configuration, Some(401), "HTTP 401", "renew");

@@ -27,6 +27,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
 use crate::failure::{Failure, Meaning};
+use crate::finding::NOT_THE_API;
 
 /// How much of an answer is read. The largest we ask for is a page of fifty people.
 const LARGEST_ANSWER: usize = 1 << 20;
@@ -217,7 +218,7 @@ impl Answer {
     pub(crate) fn json<T: DeserializeOwned>(&self, what: &str) -> Result<T, Failure> {
         // The parser's message may quote the body.
         serde_json::from_slice(&self.body).map_err(|_| {
-            let detail = format!("{what}: HTTP {} with a body that is not what the API documents", self.status);
+            let detail = format!("{what}: HTTP {} with {NOT_THE_API}", self.status);
             Failure::new(Meaning::Transient { retry_after: None }, Some(self.status), detail)
         })
     }

@@ -99,8 +99,28 @@ impl Jira {
         };
         match found {
             Found::One(account) => Ok(Some(account)),
+            Found::Nobody | Found::Hidden => Ok(None),
+            Found::Several => Err(unproved(&found, "searching the account")),
+        }
+    }
+
+    /// The account behind `email`, now that the one we knew is gone; none if nobody can be it.
+    ///
+    /// # Errors
+    /// What Jira refused; [`Meaning::Permanent`] if somebody may be it, and nothing proves that.
+    pub async fn find_successor(&self, email: &str) -> Result<Option<AccountId>, Failure> {
+        let found = match &self.edition {
+            Edition::Cloud(client) => client.find(email).await?,
+            Edition::DataCenter(client) => client.find(email).await?,
+        };
+        match found {
+            Found::One(account) => Ok(Some(account)),
             Found::Nobody => Ok(None),
             Found::Several => Err(unproved(&found, "searching the account")),
+            Found::Hidden => {
+                let detail = "the account is gone, and one that does not show its address may have come in its place: see the runbook";
+                Err(Failure::new(Meaning::Permanent, None, detail))
+            }
         }
     }
 
@@ -186,6 +206,8 @@ enum Change {
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Nobody,
+    /// Somebody who does not show an address, and may be whom we look for.
+    Hidden,
     One(AccountId),
     /// Several accounts have this very address: whichever we took could be somebody else's.
     Several,
@@ -196,11 +218,19 @@ impl Found {
     /// does not show its address proves nothing.
     fn among<'a>(hits: impl Iterator<Item = (Option<&'a str>, &'a str)>, email: &str) -> Self {
         let email = email.to_lowercase();
-        let mut proved: Vec<&str> =
-            hits.filter(|(address, _)| address.is_some_and(|a| a.to_lowercase() == email)).map(|(_, id)| id).collect();
+        let (mut proved, mut is_hidden) = (Vec::new(), false);
+        for (address, id) in hits {
+            match address.filter(|address| address.contains('@')) {
+                Some(address) if address.to_lowercase() == email => proved.push(id),
+                Some(_) => {}
+                // Also where an address is masked, `ann at example dot com`.
+                None => is_hidden = true,
+            }
+        }
         proved.sort_unstable();
         proved.dedup();
         match proved[..] {
+            [] if is_hidden => Self::Hidden,
             [] => Self::Nobody,
             [one] => Self::One(AccountId::new(one)),
             _ => Self::Several,
@@ -216,7 +246,7 @@ fn unproved(found: &Found, what: &str) -> Failure {
             None,
             format!("{what}: several accounts have this address; merge or rename them"),
         ),
-        Found::Nobody | Found::One(_) => {
+        Found::Nobody | Found::Hidden | Found::One(_) => {
             let detail = format!(
                 "{what}: Jira has an account with this address but does not show it: hidden, or not yet indexed"
             );
@@ -300,8 +330,9 @@ fn entrance(vendor: &Vendor, edition: Result<String, Failure>, myself: Result<St
 /// Status first, then text: texts may be translated to the language of the calling account.
 fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
     let message = message(answer);
-    // A customer's address is quoted, and must not decide.
-    let lower = without_addresses(&message).to_lowercase();
+    // A customer's address is quoted, and so is the name of a group: neither must decide.
+    let quoted = what.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"')).map_or("", |(name, _)| name);
+    let lower = without_addresses(&message).to_lowercase().replace(&quoted.to_lowercase(), "");
     let is = |meaning| answer.meaning(meaning, what, &message);
     let configuration = |advice: &str| {
         let colon = if message.is_empty() { "" } else { ": " };
@@ -313,14 +344,21 @@ fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
         // Both a change that Jira has nothing to say of and a login that failed have been seen to look like this.
         200..=299 if answer.body.is_empty() => Ok(Said::Refused(answer.failure(what, "an empty page", ADDRESS))),
         400 | 404 if answer.is_page() => Err(match answer.status {
-            404 => configuration("no Jira at this address; is jira.base_url right?"),
+            404 => configuration(
+                "nothing of Jira's at this address; is jira.base_url right, and Jira Service Management there?",
+            ),
             _ => is(Meaning::Unknown),
         }),
         400 if lower.contains("already a member of") => Ok(Said::Already(is(Meaning::Unknown))),
         400 if lower.contains("not a member of") => Ok(Said::NotMember(is(Meaning::Unknown))),
         400 if lower.contains("already exist") => Ok(Said::Already(is(Meaning::Unknown))),
         // A group that an identity provider or a directory owns.
-        400 if lower.contains("read-only") || lower.contains("read only") => Err(configuration("managed elsewhere")),
+        400 if ["read-only", "read only", "externally", "synced", "synchronized", "identity provider"]
+            .iter()
+            .any(|word| lower.contains(word)) =>
+        {
+            Err(configuration("managed elsewhere"))
+        }
         400 => Ok(Said::Refused(is(Meaning::Permanent))),
         401 if lower.contains("scope") => Err(configuration(
             "the token has scopes; set jira.base_url to https://api.atlassian.com/ex/jira/CLOUD_ID (GET SITE/_edge/tenant_info \
@@ -328,7 +366,9 @@ fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
         )),
         401 => Err(configuration("token wrong or expired (Cloud API tokens last a year)")),
         // Data Center's answer to a password that was wrong a few times: right ones are refused too.
-        403 if answer.header("x-authentication-denied-reason").is_some_and(|reason| reason.contains("CAPTCHA")) => {
+        403 if answer.header("x-authentication-denied-reason").is_some_and(|reason| reason.contains("CAPTCHA"))
+            || answer.header("x-seraph-loginreason").is_some_and(|reason| reason.contains("AUTHENTICATION_DENIED")) =>
+        {
             Err(configuration(
                 "Jira wants a CAPTCHA solved: log in once as jira.user in a browser, or use a personal access token",
             ))
@@ -389,7 +429,7 @@ impl<T> Page<T> {
     }
 }
 
-/// The texts of the three shapes of error that Jira has, in one line.
+/// The texts of the three shapes of error that Jira has, in one line, or a plain one.
 fn message(answer: &Answer) -> String {
     /// The platform.
     #[derive(Deserialize, Default)]
@@ -424,7 +464,10 @@ fn message(answer: &Answer) -> String {
     let key = service_desk.i18n_error_message.and_then(|i18n| i18n.i18n_key).map(|key| format!("[{key}]"));
     let texts = platform.error_messages.into_iter().chain(platform.errors.into_values());
     let texts = texts.chain(service_desk.error_message).chain(gateway.message).chain(key);
-    texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+    let said = texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
+    let is_text = answer.header("content-type").is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/plain"));
+    // A filter before the API, such as the one against forged requests, says it in a word or two.
+    if said.is_empty() && is_text { String::from_utf8_lossy(&answer.body).into_owned() } else { said }
 }
 
 #[cfg(test)]

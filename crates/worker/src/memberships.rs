@@ -44,18 +44,17 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     for membership in &wanted {
         let target = target(membership);
         let known = held.iter().find(|member| member.target == target);
-        granted |= give(pool, jira, claim, membership, known).await?;
+        match give(pool, jira, claim, membership, known).await {
+            Ok(is_new) => granted |= is_new,
+            Err(stop) => note(stop, &mut first_failure)?,
+        }
     }
     for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
         match member.state {
             MemberState::Given | MemberState::Intended | MemberState::Leaving => {
                 match take_away(pool, jira, claim, member).await.map_err(|stop| of_the_customer(stop, rules, member)) {
                     Ok(()) => revoked = true,
-                    // It says nothing of the others.
-                    Err(Stop::Failed(failure)) if failure.meaning == Meaning::Permanent => {
-                        first_failure.get_or_insert(failure);
-                    }
-                    Err(stop) => return Err(stop),
+                    Err(stop) => note(stop, &mut first_failure)?,
                 }
             }
             MemberState::Found => ledger::forget_membership(pool, claim, email, &member.target).await?,
@@ -70,6 +69,17 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
         (false, true) => Made::Revoked,
         (false, false) => Made::Unchanged,
     })
+}
+
+/// What will never work for one membership says nothing of the others.
+fn note(stop: Stop, first_failure: &mut Option<Failure>) -> Result<(), Stop> {
+    match stop {
+        Stop::Failed(failure) if failure.meaning == Meaning::Permanent => {
+            first_failure.get_or_insert(failure);
+            Ok(())
+        }
+        stop => Err(stop),
+    }
 }
 
 /// A group or organization that is gone, and that the configuration names no more, is to be mended for those who were in it, and
@@ -187,7 +197,7 @@ async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) ->
         Ok(_) => {}
         Err(Failure { meaning: Meaning::AccountGone, .. }) => {
             // The account goes on under another id, or not at all; then there is nothing to take away.
-            if let Some(account) = jira.find(email).await? {
+            if let Some(account) = jira.find_successor(email).await? {
                 if account.as_str() == given.account {
                     let meaning = Meaning::Transient { retry_after: None };
                     return Err(

@@ -29,6 +29,9 @@ const VENDOR: Vendor = Vendor {
 const NEW_TOKEN: &str = "install the app again as docs/setup.md#slack says, put its token where slack.token or slack.token_file \
                          has it, and restart the workers";
 
+/// What another token would be told as well.
+const POLICIES: [&str; 4] = ["org_login_required", "enterprise_is_restricted", "accesslimited", "ekm_access_denied"];
+
 #[derive(Debug, Clone)]
 pub struct Slack {
     http: http::Client,
@@ -96,7 +99,15 @@ impl Slack {
             Err(failure) if failure.http_status.is_none() => {
                 return vec![VENDOR.finding("slack.address", None, Err(failure), "")];
             }
-            Err(failure) => return vec![VENDOR.finding("slack.credentials", None, Err(failure), NEW_TOKEN)],
+            Err(failure) => {
+                let is_policy = POLICIES.iter().any(|code| failure.detail().contains(code));
+                let remedy = if is_policy {
+                    "ask an owner of the Slack organization: a policy of theirs refuses it"
+                } else {
+                    NEW_TOKEN
+                };
+                return vec![VENDOR.finding("slack.credentials", None, Err(failure), remedy)];
+            }
         };
         let accepted = format!("accepted for the workspace {:?}", identity.team.as_deref().unwrap_or_default());
         let mut findings = vec![
@@ -188,7 +199,11 @@ impl Method {
             None => Err(Trouble::new(
                 format!("{name} needs the scope {}; the token has: {held}", wanted.join(" or ")),
                 match self {
-                    Self::AdminInvite { .. } | Self::Connect { .. } => {
+                    Self::AdminInvite { .. } => {
+                        "add the scope to the app (OAuth & Permissions; Slack gives it on an Enterprise plan alone), install it \
+                         again, and put the new token in place"
+                    }
+                    Self::Connect { .. } => {
                         "add the scope to the app (OAuth & Permissions), install it again, and put the new token in place"
                     }
                     Self::LegacyInvite { .. } => "take a legacy token of an administrator, or another slack.mode",
@@ -308,7 +323,7 @@ fn meaning(code: &str, answer: &Answer) -> Meaning {
         // The workspace, its plan and its policies.
         | "ekm_access_denied" | "enterprise_is_restricted" | "org_login_required" | "feature_not_enabled" | "paid_only"
         | "not_paid" | "not_allowed" | "not_supported" | "restricted_action" | "no_external_invite_permission"
-        | "not_allowed_for_grid_workspace" | "team_not_found" | "connection_limit_exceeded"
+        | "not_allowed_for_grid_workspace" | "team_not_found" | "team_access_not_granted" | "connection_limit_exceeded"
         | "legacy_connection_limit_exceeded" | "member_limit_exceeded"
         // The channels.
         | "not_in_channel" | "not_owner" | "invalid_channel_type" | "requires_one_channel"
@@ -359,7 +374,7 @@ mod tests {
             ),
             (
                 "ekm_access_denied enterprise_is_restricted org_login_required feature_not_enabled paid_only not_paid \
-                 not_allowed not_supported restricted_action no_external_invite_permission team_not_found \
+                 not_allowed not_supported restricted_action no_external_invite_permission team_not_found team_access_not_granted \
                  not_allowed_for_grid_workspace connection_limit_exceeded legacy_connection_limit_exceeded \
                  member_limit_exceeded",
                 Err(Meaning::Configuration),

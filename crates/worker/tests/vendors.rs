@@ -344,6 +344,55 @@ async fn jira_refuses_a_customer() {
     }
 }
 
+/// A site may say so as it says of everything that is missing: one customer's account does not stop the others.
+#[tokio::test]
+async fn jira_cloud_does_not_find_a_customer_for_a_group() {
+    let sandbox = sandbox().await;
+    let (jira, site) = (jira(&sandbox, Edition::Cloud), sandbox.jira_cloud());
+    let portal_only = jira.invite(ANN, None).await.expect("invited").account;
+    let atlassian = AccountId::new(site.create_account("bob@example.com", "Bob"));
+    site.fail(Fault::status(404).on("POST", "/rest/api/3/group/user"));
+    let refused = jira.add(&group(), &portal_only).await;
+    assert!(refused.as_ref().is_err_and(|failure| failure.detail().contains("organization")), "{refused:?}");
+    assert_eq!(meaning(refused), Meaning::Permanent);
+    assert_eq!(meaning(jira.add(&group(), &atlassian).await), Meaning::Configuration);
+}
+
+/// Who may not browse finds nobody, and is told so with a 200.
+#[tokio::test]
+async fn jira_that_shows_nobody_is_a_matter_of_the_configuration() {
+    let sandbox = unrecorded().await;
+    for (edition, search, exists) in
+        [(Edition::Cloud, "/rest/api/3/user/search", 409), (Edition::DataCenter, "/rest/api/2/user/search", 400)]
+    {
+        let settings = config::Jira { service_desk_id: None, ..jira_settings(&sandbox, edition) };
+        let (jira, site) = (Jira::new(&settings, TIMEOUT).expect("good settings"), sandbox.jira(edition));
+        site.fail(Fault::status(200).body(json!([])).on("GET", search));
+        site.fail(Fault::status(404).on("GET", "/rest/api/2/user"));
+        site.fail(Fault::status(exists).on("POST", "/rest/servicedeskapi/customer"));
+        let result = jira.invite(ANN, None).await;
+        assert!(result.as_ref().is_err_and(|failure| failure.detail().contains("Browse users")), "{result:?}");
+        assert_eq!(meaning(result), Meaning::Configuration);
+    }
+}
+
+/// The page mails whenever it is asked.
+#[tokio::test]
+async fn data_center_does_not_mail_again_whom_it_cannot_find() {
+    let sandbox = unrecorded().await;
+    let settings =
+        config::Jira { invite_path: Some(INVITE_PATH.to_owned()), ..jira_settings(&sandbox, Edition::DataCenter) };
+    let (jira, site) = (Jira::new(&settings, TIMEOUT).expect("good settings"), sandbox.jira_dc());
+    site.set_index_lag(1);
+    site.fail(Fault::status(404).on("GET", "/rest/api/2/user"));
+    assert_eq!(meaning(jira.invite(ANN, None).await), Meaning::Permanent);
+    assert_eq!(site.invited(ANN), 1);
+    site.clear_faults();
+    site.fail(Fault::html(404).on("POST", INVITE_PATH));
+    let result = jira.invite("bob@example.com", None).await;
+    assert!(result.as_ref().is_err_and(|failure| failure.detail().contains("jira.invite_path")), "{result:?}");
+}
+
 #[tokio::test]
 async fn jira_out_of_order() {
     let sandbox = sandbox().await;
@@ -459,8 +508,7 @@ async fn slack_invites_in_three_ways() {
             }
             SlackMode::Connect => {
                 assert_eq!(channels, ["C1"]);
-                let waits = Meaning::Transient { retry_after: Some(Duration::from_secs(6 * 60 * 60)) };
-                assert_eq!(meaning(slack.invite(ANN).await), waits);
+                assert_eq!(meaning(slack.invite(ANN).await), Meaning::InvitationPending);
                 sandbox.slack().join_channel(ANN, "C1");
                 assert_eq!(slack.invite(ANN).await, Ok(InviteOutcome::AlreadyInvited));
             }

@@ -83,7 +83,11 @@ impl Client {
                 self.admit(&account).await?;
                 Ok(Invited { account, outcome: InviteOutcome::AlreadyInvited })
             }
-            found => Err(unproved(&found, "inviting the customer")),
+            found => {
+                // Without the permission to browse there seems to be nobody at all.
+                self.sees_people().await?;
+                Err(unproved(&found, "inviting the customer"))
+            }
         }
     }
 
@@ -131,7 +135,7 @@ impl Client {
         let found = Found::among(people.filter(|user| user.active != Some(false)).map(User::hit), email);
         // The customer list may show an address that the search hides. It bears five requests a second for the whole site,
         // so it comes second.
-        let (Found::Nobody, Some(desk)) = (&found, &self.service_desk) else { return Ok(found) };
+        let (Found::Nobody | Found::Hidden, Some(desk)) = (&found, &self.service_desk) else { return Ok(found) };
         let what = "searching the customers of the service desk";
         let request = self.http.get(&format!("rest/servicedeskapi/servicedesk/{desk}/customer"));
         let answer = send(request.query(&[("query", email), ("limit", "50")])).await?;
@@ -139,7 +143,11 @@ impl Client {
             return Err(no_service_desk(desk, failure.http_status, what));
         }
         let page: Page<User> = read(&answer, what)?;
-        Ok(Found::among(page.values.iter().filter(|user| user.active != Some(false)).map(User::hit), email))
+        let customers = page.values.iter().filter(|user| user.active != Some(false));
+        Ok(match Found::among(customers.map(User::hit), email) {
+            Found::Nobody => found,
+            among_customers => among_customers,
+        })
     }
 
     pub(super) async fn is_member(&self, of: &Membership, account: &AccountId) -> Result<bool, Failure> {
@@ -225,20 +233,30 @@ impl Client {
         if let Membership::Organization(id) = membership {
             self.organization(id).await?;
         }
-        self.exists(account, what).await?;
-        let detail = format!(
-            "{}; both it and the account are there: the token's account lacks the permission (groups want site-admin), or \
-             the group refuses portal-only customers (grant an organization instead)",
-            failure.detail()
-        );
-        Ok(Failure::new(Meaning::Configuration, failure.http_status, detail))
+        let user = self.look_up(account, what).await?;
+        let is_for_others = matches!(membership, Membership::Group(_)) && user.is_portal_only();
+        let (meaning, why) = if user.active == Some(false) {
+            (Meaning::Permanent, "the account is deactivated")
+        } else if is_for_others && self.may_change_groups(&self.myself().await?).await.is_ok() {
+            let why = "the account is one of the portal only, which groups do not take: grant an organization instead";
+            (Meaning::Permanent, why)
+        } else {
+            let why =
+                "both it and the account are there: the token's account lacks the permission (groups want site-admin)";
+            (Meaning::Configuration, why)
+        };
+        Ok(Failure::new(meaning, failure.http_status, format!("{}; {why}", failure.detail())))
     }
 
     async fn exists(&self, account: &AccountId, what: &str) -> Result<(), Failure> {
+        self.look_up(account, what).await.map(drop)
+    }
+
+    async fn look_up(&self, account: &AccountId, what: &str) -> Result<User, Failure> {
         let answer = send(self.http.get("rest/api/3/user").query(&[("accountId", account.as_str())])).await?;
         match said(&answer, what)? {
             Said::NotFound(failure) => Err(account_gone(&failure, what)),
-            other => other.done(),
+            other => other.done().and_then(|()| answer.json(what)),
         }
     }
 
@@ -471,6 +489,11 @@ struct User {
 impl User {
     fn hit(&self) -> (Option<&str>, &str) {
         (self.email_address.as_deref(), &self.account_id)
+    }
+
+    /// A customer without an Atlassian account.
+    fn is_portal_only(&self) -> bool {
+        self.account_type.as_deref() == Some("customer") || self.account_id.starts_with("qm:")
     }
 }
 

@@ -67,8 +67,8 @@ impl Client {
         let (account, outcome) = match (found, &self.invite_path) {
             (Found::One(account), _) => (account, InviteOutcome::AlreadyInvited),
             (found @ Found::Several, _) => return Err(unproved(&found, what)),
-            (Found::Nobody, Some(path)) => return self.invite_by_page(path, email, what).await,
-            (Found::Nobody, None) => self.create(email, what).await?,
+            (Found::Nobody | Found::Hidden, Some(path)) => return self.invite_by_page(path, email, what).await,
+            (Found::Nobody | Found::Hidden, None) => self.create(email, what).await?,
         };
         self.admit(&account).await?;
         Ok(Invited { account, outcome })
@@ -77,17 +77,21 @@ impl Client {
     /// The page lets them into its service desk too, but says nothing about the account it made.
     async fn invite_by_page(&self, path: &str, email: &str, what: &str) -> Result<Invited, Failure> {
         let answer = send(self.http.post(path).json(&Emails { emails: [email] })).await?;
+        if answer.status == 404 {
+            return Err(answer.meaning(Meaning::Configuration, what, "no such page; is jira.invite_path right?"));
+        }
         match said(&answer, what)? {
             Said::Done | Said::Already(_) => {}
-            Said::NotFound(failure) => {
-                let detail = format!("{what}: no such page; is jira.invite_path right?");
-                return Err(Failure::new(Meaning::Configuration, failure.http_status, detail));
-            }
-            Said::Refused(failure) | Said::NotMember(failure) => return Err(failure),
+            Said::NotFound(failure) | Said::Refused(failure) | Said::NotMember(failure) => return Err(failure),
         }
         match self.find(email).await? {
             Found::One(account) => Ok(Invited { account, outcome: InviteOutcome::Invited }),
-            found => Err(unproved(&found, what)),
+            found => {
+                self.sees_anybody().await?;
+                // Not again by itself: each time the page mails another invitation.
+                let failure = unproved(&found, "looking for the customer who was just invited");
+                Err(Failure::new(Meaning::Permanent, None, failure.detail()))
+            }
         }
     }
 
@@ -104,9 +108,17 @@ impl Client {
         };
         match (self.find(email).await?, failure) {
             (Found::One(account), _) => Ok((account, InviteOutcome::AlreadyInvited)),
-            (Found::Nobody | Found::Several, Some(failure)) => Err(failure),
-            (found @ (Found::Nobody | Found::Several), None) => Err(unproved(&found, what)),
+            (found, failure) => {
+                self.sees_anybody().await?;
+                Err(failure.unwrap_or_else(|| unproved(&found, what)))
+            }
         }
+    }
+
+    /// Without the permission to browse there seems to be nobody at all.
+    async fn sees_anybody(&self) -> Result<(), Failure> {
+        let myself = self.myself().await?;
+        self.sees_people(&myself).await.map(drop)
     }
 
     /// Lets an account that exists into the service desk; says the same if it was in.
@@ -137,17 +149,20 @@ impl Client {
             other => other.done().and_then(|()| answer.json(what))?,
         };
         let found = Found::among(users.iter().filter(|user| user.active != Some(false)).map(User::hit), email);
-        let Found::Nobody = found else { return Ok(found) };
+        let (Found::Nobody | Found::Hidden) = found else { return Ok(found) };
         // "User email visibility" may hide the address; but the user name of a customer is one.
         let answer = send(self.http.get("rest/api/2/user").query(&[("username", email)])).await?;
         if let Said::NotFound(_) = said(&answer, what)? {
-            return Ok(Found::Nobody);
+            return Ok(found);
         }
         let user: User = read(&answer, what)?;
         // Who has changed their address since may have left the old one to somebody else.
-        let address = user.email_address.as_deref().filter(|address| !address.is_empty()).unwrap_or(email);
+        let address = user.email_address.as_deref().filter(|address| address.contains('@')).unwrap_or(email);
         let hits = (user.active != Some(false)).then_some((Some(address), user.name.as_str()));
-        Ok(Found::among(hits.into_iter(), email))
+        Ok(match Found::among(hits.into_iter(), email) {
+            Found::Nobody => found,
+            by_name => by_name,
+        })
     }
 
     /// Whether the account is a member, looked up in the list of members: there is no list by account.
