@@ -93,10 +93,7 @@ impl Jira {
     /// # Errors
     /// What Jira refused; [`Meaning::Permanent`] if several accounts have this address.
     pub async fn find(&self, email: &str) -> Result<Option<AccountId>, Failure> {
-        let found = match &self.edition {
-            Edition::Cloud(client) => client.find(email).await?,
-            Edition::DataCenter(client) => client.find(email).await?,
-        };
+        let found = self.look_for(email).await?;
         match found {
             Found::One(account) => Ok(Some(account)),
             Found::Nobody | Found::Hidden => Ok(None),
@@ -109,10 +106,7 @@ impl Jira {
     /// # Errors
     /// What Jira refused; [`Meaning::Permanent`] if somebody may be it, and nothing proves that.
     pub async fn find_successor(&self, email: &str) -> Result<Option<AccountId>, Failure> {
-        let found = match &self.edition {
-            Edition::Cloud(client) => client.find(email).await?,
-            Edition::DataCenter(client) => client.find(email).await?,
-        };
+        let found = self.look_for(email).await?;
         match found {
             Found::One(account) => Ok(Some(account)),
             Found::Nobody => Ok(None),
@@ -121,6 +115,13 @@ impl Jira {
                 let detail = "the account is gone, and one that does not show its address may have come in its place: see the runbook";
                 Err(Failure::new(Meaning::Permanent, None, detail))
             }
+        }
+    }
+
+    async fn look_for(&self, email: &str) -> Result<Found, Failure> {
+        match &self.edition {
+            Edition::Cloud(client) => client.find(email).await,
+            Edition::DataCenter(client) => client.find(email).await,
         }
     }
 
@@ -332,7 +333,7 @@ fn said(answer: &Answer, what: &str) -> Result<Said, Failure> {
     let message = message(answer);
     // A customer's address is quoted, and so is the name of a group: neither must decide.
     let quoted = what.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"')).map_or("", |(name, _)| name);
-    let lower = without_addresses(&message).to_lowercase().replace(&quoted.to_lowercase(), "");
+    let lower = without_addresses(&message).to_lowercase().replace(&format!("'{}'", quoted.to_lowercase()), "''");
     let is = |meaning| answer.meaning(meaning, what, &message);
     let configuration = |advice: &str| {
         let colon = if message.is_empty() { "" } else { ": " };

@@ -130,8 +130,11 @@ fn data_center() {
     check(400, &[], &platform("The group is synced from your identity provider."), CONFIGURATION);
     check(400, &[], &platform("'ann@read-only.example' cannot be added"), Is::Refused);
     let body = platform("Cannot add user to 'Read-Only users'");
-    let said = said(&Answer::of(400, &[], &body), "adding to group \"Read-Only users\"");
+    let said = super::said(&Answer::of(400, &[], &body), "adding to group \"Read-Only users\"");
     assert!(matches!(said, Ok(Said::Refused(_))), "the name of a group says nothing");
+    let body = platform("Cannot add user 'ann', user is already a member of 'member'");
+    let said = super::said(&Answer::of(400, &[], &body), "adding to group \"member\"");
+    assert!(matches!(said, Ok(Said::Already(_))), "and takes nothing away");
     check(400, &[], &platform("Empty group name"), Is::Refused);
     check(401, &[("www-authenticate", "OAuth realm")], "<html>", CONFIGURATION);
     let captcha = "CAPTCHA_CHALLENGE; login-url=https://jira.example/login.jsp";
