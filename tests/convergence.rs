@@ -459,6 +459,24 @@ async fn an_account_that_is_there_and_is_not_keeps_its_removal_open() {
     assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
 }
 
+/// An account that hides its address is a customer's, and nobody can tell whose: it is invited, and given nothing.
+#[tokio::test]
+async fn a_customer_who_hides_is_invited_and_given_no_access() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__MAX_ATTEMPTS", "5").start().await;
+    oarlock.jira().create_account(ANN, "Ann");
+    oarlock.jira().hide_email(ANN);
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock
+        .until("access is dead", "select count(*) = 1 from dead_letter where last_error like '%does not show it%'")
+        .await;
+    let invited = "select concat_ws(' ', status, outcome, attempts) from outbox_action where kind = 'jira_invite'";
+    assert_eq!(oarlock.value::<String>(invited).await, "done already invited 3");
+    assert!(!oarlock.jira().group("commercial-support").has(ANN));
+    oarlock.jira().show_email(ANN);
+    oarlock.sql("select replay_dead_letters()").await;
+    oarlock.sees("access", |sandbox| sandbox.jira_cloud().group("commercial-support").has(ANN)).await;
+}
+
 /// An account that became another goes on with what it had, and may hide that it is the same person.
 #[tokio::test]
 async fn an_account_that_may_have_a_successor_is_not_forgotten() {

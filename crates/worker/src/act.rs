@@ -159,12 +159,22 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
     }
 }
 
+/// Attempts until an account that Jira does not show is one that hides, and not one that is new to its search.
+const ATTEMPTS_AT_A_LATE_SEARCH: u32 = 3;
+
 async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<InviteOutcome, Stop> {
     let email = claim.subject.as_str();
     let known = ledger::jira_account(pool, email).await?.map(AccountId::new);
     let invited = match (jira.invite(email, known.as_ref()).await, &known) {
-        (Err(Failure { meaning: Meaning::AccountGone, .. }), Some(_)) => jira.invite(email, None).await?,
-        (invited, _) => invited?,
+        (Err(Failure { meaning: Meaning::AccountGone, .. }), Some(_)) => jira.invite(email, None).await,
+        (invited, _) => invited,
+    };
+    let invited = match invited {
+        // Who it is matters for access alone.
+        Err(Failure { meaning: Meaning::NotShown, .. }) if claim.attempt >= ATTEMPTS_AT_A_LATE_SEARCH => {
+            return Ok(InviteOutcome::AlreadyInvited);
+        }
+        invited => invited?,
     };
     if known.as_ref() != Some(&invited.account) {
         ledger::keep_jira_account(pool, claim, email, invited.account.as_str()).await?;

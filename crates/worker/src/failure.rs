@@ -20,6 +20,8 @@ pub struct Failure {
 pub enum Meaning {
     /// May go better next time: retried on the schedule, not before `retry_after`.
     Transient { retry_after: Option<Duration> },
+    /// The account is there, but no look-up proves which one it is: hidden, or a search that is late. Tried again.
+    NotShown,
     /// Somebody, perhaps this customer, has yet to accept an invitation before another can be made: tried again after hours.
     InvitationPending,
     /// Asked to slow down: the whole destination pauses that long, and no attempt is used.

@@ -109,6 +109,7 @@ impl Vendor {
             (
                 Meaning::Configuration
                 | Meaning::TargetGone
+                | Meaning::NotShown
                 | Meaning::InvitationPending
                 | Meaning::Permanent
                 | Meaning::AccountGone

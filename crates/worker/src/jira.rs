@@ -80,7 +80,8 @@ impl Jira {
     /// Makes the person behind `email` a customer of the service desk. `known` is the account found behind it before.
     ///
     /// # Errors
-    /// What Jira refused; [`Meaning::AccountGone`] if `known` is no longer there.
+    /// What Jira refused; [`Meaning::AccountGone`] if `known` is no longer there; [`Meaning::NotShown`] if somebody is a customer by
+    /// this address, and Jira does not show who.
     pub async fn invite(&self, email: &str, known: Option<&AccountId>) -> Result<Invited, Failure> {
         match &self.edition {
             Edition::Cloud(client) => client.invite(email, known).await,
@@ -251,7 +252,7 @@ fn unproved(found: &Found, what: &str) -> Failure {
             let detail = format!(
                 "{what}: Jira has an account with this address but does not show it: hidden, or not yet indexed"
             );
-            Failure::new(Meaning::Transient { retry_after: None }, None, detail)
+            Failure::new(Meaning::NotShown, None, detail)
         }
     }
 }

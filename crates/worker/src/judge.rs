@@ -53,6 +53,7 @@ pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Sche
         Meaning::Transient { retry_after } => {
             Judgement { verdict: tried_up_to(max_attempts, retry_after), pause: None, reached: false }
         }
+        Meaning::NotShown => Judgement { verdict: tried_up_to(max_attempts, None), pause: None, reached: true },
         Meaning::InvitationPending => {
             let verdict = tried_up_to(max_attempts, Some(WAIT_FOR_ACCEPTANCE));
             Judgement { verdict, pause: None, reached: true }
@@ -96,6 +97,7 @@ mod tests {
         check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
         let used_up = || Verdict::UsedUp("why".into());
         check(Meaning::Transient { retry_after: None }, 20, used_up(), None);
+        check(Meaning::NotShown, 1, retry(5), None);
         check(Meaning::InvitationPending, 1, retry(21_600), None);
         check(Meaning::InvitationPending, 20, used_up(), None);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
