@@ -128,7 +128,8 @@ create index outbox_action_owed on outbox_action (subject) where while_paid and 
 create table outbox_attempt (
   id          bigint      generated always as identity primary key,
   action_id   uuid        not null references outbox_action (id) on delete cascade,
-  -- The number of the attempt; a number comes again when the attempt before it was not counted.
+  -- The number of the attempt; a number comes again when the attempt before it was not counted. Of one whose worker vanished
+  -- it is known only when it was claimed, and for how long.
   attempt     integer     not null,
   started_at  timestamptz not null,
   duration_ms integer     not null,

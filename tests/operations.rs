@@ -666,6 +666,13 @@ async fn an_action_that_kills_its_workers_is_buried() {
     oarlock.settles().await;
     let row = "select concat_ws(' ', o.status, a.status, a.attempts, a.last_error) from outbox_action a join outbox o on o.id = a.outbox_id";
     assert_eq!(oarlock.value::<String>(row).await, "dead dead 2 its worker vanished amid the last of 2 attempts");
+    // When they were begun is told all the same.
+    let tries = "select first_try < last_try and last_try < dead_since from dead_letter";
+    assert!(oarlock.value::<bool>(tries).await);
+    assert_eq!(
+        oarlock.value::<i64>("select count(*) from outbox_attempt where error = 'its worker vanished'").await,
+        2
+    );
 }
 
 /// An action that alone meets a wrong configuration stands back behind the others, and does not keep the pause for them.

@@ -154,6 +154,12 @@ pub async fn claim(
           where a.id = c.id and a.id = any (array(select id from chosen)) and not (c.status = 'running' and c.attempts >= $5)
             and (exists (select from probe) or not (select probing from gate))
           returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
+        ), vanished as (
+          -- Nobody will record these attempts any more, nor knows whether a call was made in them.
+          insert into outbox_attempt (action_id, attempt, started_at, duration_ms, error)
+          select c.id, c.attempts, c.run_at - $3, least(extract(epoch from $3::interval) * 1000, 2147483647)::int, 'its worker vanished'
+          from chosen c
+          where c.status = 'running' and (c.id in (select id from claimed) or c.id in (select id from buried))
         ), follower as (
           -- Row by row, whatever the planner believes of a table that has just filled up.
           select f.id, l.id as leader_id from claimed l cross join lateral (
