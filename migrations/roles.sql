@@ -3,7 +3,7 @@
 --
 --   psql "$ADMIN_URL" -f migrations/roles.sql
 --   grant oarlock_owner to current_user;             -- unless you are a superuser
---   create database oarlock owner oarlock_owner;
+--   create database oarlock owner oarlock_owner template template0 encoding 'UTF8';
 --   \password oarlock_receiver                       -- and the others: without one nobody logs in by password
 --
 -- This is no migration: roles belong to the cluster and not to a database, and who migrates seldom may create any. What each

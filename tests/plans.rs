@@ -7,7 +7,7 @@ use oarlock_sandbox::Sandbox;
 use oarlock_sandbox::paddle::Classic;
 use oarlock_tests::{Oarlock, Settings};
 
-/// A busy season: 1,000,000 alerts that are finished, 300.000 whose action waits for its time (an end of access in some weeks, a
+/// A busy season: 1,000,000 alerts that are finished, 500,000 whose action waits for its time (an end of access in some weeks, a
 /// retry in some hours), 100,000 dead ones.
 const HISTORY: &str = "
     set session_replication_role = replica;

@@ -82,6 +82,14 @@ async fn customer_paid_no_access(section: &mut Section) {
     assert!(!group.has(ANN));
     let [_] = section.run(&oarlock).await;
     oarlock.sees("the customer is in", |_| group.has(ANN)).await;
+
+    // With an account that hides.
+    oarlock.settles().await;
+    let [_] = section.run(&oarlock).await;
+    assert_eq!(
+        oarlock.value::<String>("select jira_account from customer where email = 'ann@example.com'").await,
+        "ACCOUNT_ID"
+    );
 }
 
 async fn alerts_are_not_planned(section: &mut Section) {
