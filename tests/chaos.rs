@@ -418,7 +418,7 @@ fn assert_invited(oarlock: &Oarlock, histories: &[History], today: DateTime<Utc>
     let customers = histories.iter().flat_map(|history| &history.customers);
     let stayed = customers.filter(|customer| !customer.has_moved && customer.plans_at(today).next().is_some());
     let stayed: BTreeSet<&str> = stayed.map(|customer| customer.address.as_str()).collect();
-    assert!(stayed.len() * 5 > histories.len(), "only {} customers stayed and pay", stayed.len());
+    assert!(stayed.len() * 3 > histories.len(), "only {} customers stayed and pay", stayed.len());
     let (desk, slack) = (oarlock.jira().service_desk("3"), oarlock.slack());
     let not: Vec<_> =
         stayed.into_iter().filter(|email| !desk.has(email) || slack.invitation_count(email) == 0).collect();
@@ -434,13 +434,14 @@ fn assert_apart(oarlock: &Oarlock, households: &[Household]) {
         names.insert(email.clone(), email);
     }
     let mut by_customer: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
-    for call in oarlock.sandbox.calls().into_iter().filter(|call| call.service != Service::Slack) {
+    let jira = [Service::JiraCloud, Service::JiraDataCenter];
+    for call in oarlock.sandbox.calls().into_iter().filter(|call| jira.contains(&call.service)) {
         match words_of(&call).into_iter().find_map(|word| names.get(word)) {
             Some(email) => by_customer.entry(email).or_default().push(call),
             None => assert!(is_about_nobody(&call), "whom is it about? {call:?}"),
         }
     }
-    assert!(by_customer.len() > households.len(), "only {} customers were called for", by_customer.len());
+    assert!(by_customer.len() * 4 > households.len() * 5, "only {} customers were called for", by_customer.len());
     // That a caller has gone is noticed a little later than it went.
     let unnoticed = Duration::from_millis(100);
     for calls in by_customer.values() {
@@ -455,7 +456,7 @@ fn assert_apart(oarlock: &Oarlock, households: &[Household]) {
 /// What is asked of a group or an organization alone.
 fn is_about_nobody(call: &Call) -> bool {
     let questions = ["/rest/api/3/group/bulk", "/rest/api/2/group/member", "/rest/servicedeskapi/organization/17/user"];
-    call.service == Service::Paddle || questions.iter().any(|question| call.is("GET", question))
+    questions.iter().any(|question| call.is("GET", question))
 }
 
 /// All texts in what was asked.

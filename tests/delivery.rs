@@ -162,6 +162,25 @@ async fn data_center_invites_by_its_own_page_where_configured() {
     assert_eq!(oarlock.sandbox.calls_to(Service::JiraDataCenter, "POST", path).len(), 1, "one mail");
 }
 
+/// Each action asks the page once, however much access it is to give.
+#[tokio::test]
+async fn data_center_mails_once_whom_it_does_not_show() {
+    let path = "/rest/servicedesk/1/pages/people/customers/pagination/SUP/invite";
+    let rules = r#"[{"plans":["*"],"group":"commercial-support"},{"plans":["*"],"organization":"17"}]"#;
+    let oarlock = Settings::default()
+        .jira(Edition::DataCenter)
+        .set("OARLOCK_JIRA__INVITE_PATH", path)
+        .set("OARLOCK_JIRA__ACCESS", rules)
+        .set("OARLOCK_ROUTES__SUBSCRIPTION_CREATED", "jira_access")
+        .start()
+        .await;
+    oarlock.jira().set_index_lag(99);
+    oarlock.jira().fail(Fault::status(404).on("GET", "/rest/api/2/user"));
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1")).await;
+    oarlock.until("it is dead", "select count(*) = 1 from dead_letter where attempts = 1").await;
+    assert_eq!(oarlock.sandbox.calls_to(Service::JiraDataCenter, "POST", path).len(), 1, "one mail");
+}
+
 #[tokio::test]
 async fn slack_in_all_modes() {
     for (mode, method) in [

@@ -3,6 +3,7 @@
 //! | the failure is | the action | the destination |
 //! |---|---|---|
 //! | transient | tried again, until its attempts are used up | |
+//! | an account that Jira does not show | the same | |
 //! | an invitation that waits for somebody | tried again every six hours, until its attempts are used up | |
 //! | asking to slow down | handed back, no attempt used | paused that long |
 //! | of the configuration | stands back behind the others, no attempt used | paused until it is mended, then probed |

@@ -44,17 +44,18 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     for membership in &wanted {
         let target = target(membership);
         let known = held.iter().find(|member| member.target == target);
-        match give(pool, jira, claim, membership, known).await {
+        match give(pool, jira, claim, membership, known).await? {
             Ok(is_new) => granted |= is_new,
-            Err(stop) => note(stop, &mut first_failure)?,
+            Err(failure) => first_failure = first_failure.or(Some(failure)),
         }
     }
     for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
         match member.state {
             MemberState::Given | MemberState::Intended | MemberState::Leaving => {
-                match take_away(pool, jira, claim, member).await.map_err(|stop| of_the_customer(stop, rules, member)) {
+                let ended = take_away(pool, jira, claim, member).await;
+                match of_it_alone(ended.map_err(|stop| of_the_customer(stop, rules, member)))? {
                     Ok(()) => revoked = true,
-                    Err(stop) => note(stop, &mut first_failure)?,
+                    Err(failure) => first_failure = first_failure.or(Some(failure)),
                 }
             }
             MemberState::Found => ledger::forget_membership(pool, claim, email, &member.target).await?,
@@ -71,14 +72,12 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     })
 }
 
-/// What will never work for one membership says nothing of the others.
-fn note(stop: Stop, first_failure: &mut Option<Failure>) -> Result<(), Stop> {
-    match stop {
-        Stop::Failed(failure) if failure.meaning == Meaning::Permanent => {
-            first_failure.get_or_insert(failure);
-            Ok(())
-        }
-        stop => Err(stop),
+/// What will never work for one membership, which says nothing of the others; all else stops the whole.
+fn of_it_alone<T>(ended: Result<T, Stop>) -> Result<Result<T, Failure>, Stop> {
+    match ended {
+        Ok(done) => Ok(Ok(done)),
+        Err(Stop::Failed(failure)) if failure.meaning == Meaning::Permanent => Ok(Err(failure)),
+        Err(stop) => Err(stop),
     }
 }
 
@@ -116,12 +115,12 @@ async fn give(
     claim: &Claim,
     membership: &Membership,
     known: Option<&Member>,
-) -> Result<bool, Stop> {
+) -> Result<Result<bool, Failure>, Stop> {
     let email = claim.subject.as_str();
     if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
         match give_to(pool, jira, claim, membership, known, &kept).await {
             Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {}
-            result => return result,
+            ended => return of_it_alone(ended),
         }
     }
     let account = match jira.find(email).await? {
@@ -129,7 +128,7 @@ async fn give(
         None => jira.invite(email, None).await?.account,
     };
     ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
-    give_to(pool, jira, claim, membership, known, &account).await
+    of_it_alone(give_to(pool, jira, claim, membership, known, &account).await)
 }
 
 async fn give_to(

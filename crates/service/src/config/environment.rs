@@ -34,11 +34,11 @@ pub(super) fn read(file: Option<&Path>) -> Result<Table, Problems> {
 
 /// Everything that is no TOML is told by its line and, where that has one, its key.
 pub(super) fn parse_file(text: &str) -> Result<Table, Vec<String>> {
-    let (_, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
-        return text.parse().map_err(|error: toml::de::Error| vec![problem_at(text, &error)]);
-    }
-    Err(errors.iter().map(|error| problem_at(text, error)).collect())
+    text.parse().map_err(|first: toml::de::Error| {
+        let (_, all) = DeTable::parse_recoverable(text);
+        let errors = if all.is_empty() { vec![first] } else { all };
+        errors.iter().map(|error| problem_at(text, error)).collect()
+    })
 }
 
 /// The parser's full message quotes the line, which may hold a secret: only where and what is said.
@@ -47,11 +47,11 @@ fn problem_at(text: &str, error: &toml::de::Error) -> String {
     let is_key = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || "._".contains(c));
     let before = &text[..error.span().map_or(0, |span| span.start)];
     let number = before.matches('\n').count();
-    let header = |line: &'_ str| line.trim().strip_prefix('[').map(|name| name.trim_matches(['[', ']']).to_owned());
-    let section = before.lines().rev().find_map(header);
+    let header = before.lines().rev().find_map(|line| line.trim().strip_prefix('['));
+    let section = header.map(|name| name.trim_matches(['[', ']']));
     let line = text.lines().nth(number).unwrap_or_default();
     let key = line.split_once('=').map(|(key, _)| key.trim()).filter(is_key);
-    let path: Vec<_> = section.as_deref().filter(is_key).into_iter().chain(key).collect();
+    let path: Vec<_> = section.filter(is_key).into_iter().chain(key).collect();
     let colon = if key.is_some() { format!(" {}:", path.join(".")) } else { String::new() };
     format!("{}:{colon} not valid TOML: {}", number + 1, error.message())
 }
