@@ -4,9 +4,10 @@
 
 use std::io::IsTerminal;
 
-use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing::subscriber::Interest;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::dynamic_filter_fn;
+use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt, registry};
 
@@ -38,9 +39,59 @@ pub fn start(program: &'static str) -> Result<Exporter, Problems> {
                 .with_location(false)
                 .with_threads(false)
                 .with_tracked_inactivity(false);
-            let ours = Targets::new().with_target("oarlock", Level::DEBUG);
-            registry().with(lines.with_filter(filter)).with(spans.with_filter(ours)).init();
+            registry().with(lines.with_filter(filter)).with(spans.with_filter(ours())).init();
         }
     }
     Ok(exporter)
+}
+
+/// What of the two programs' own is exported.
+///
+/// It is asked anew each time. What `tracing::enabled!` was answered, and no event came of, stays behind with the thread, and
+/// the next span or event whose answer is settled once and for all would be taken for what that was about. The database
+/// driver does so when two threads come to a query for the first time at once.
+fn ours<S>() -> impl Filter<S> {
+    let is_ours = |of: &Metadata<'_>| of.target().starts_with("oarlock") && *of.level() <= Level::DEBUG;
+    dynamic_filter_fn(move |of, _| is_ours(of))
+        .with_max_level_hint(Level::DEBUG)
+        .with_callsite_filter(move |of| if is_ours(of) { Interest::sometimes() } else { Interest::never() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tracing::{Subscriber, span};
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::Context;
+
+    use super::*;
+
+    struct Spans(Arc<AtomicUsize>);
+
+    impl<S: Subscriber> Layer<S> for Spans {
+        fn on_new_span(&self, _: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_question_that_nothing_came_of_costs_no_span() {
+        let is_drivers = |of: &Metadata<'_>| of.target() == "driver";
+        // What the driver asks is never settled, as while another thread is about to settle it.
+        let lines = dynamic_filter_fn(move |of, _| !is_drivers(of))
+            .with_callsite_filter(move |of| if is_drivers(of) { Interest::sometimes() } else { Interest::always() });
+        let seen = Arc::new(AtomicUsize::new(0));
+        let subscriber = registry()
+            .with(fmt::layer().with_writer(std::io::sink).with_filter(lines))
+            .with(Spans(Arc::clone(&seen)).with_filter(ours()));
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                let _ = tracing::enabled!(target: "driver", Level::DEBUG);
+                let _ = tracing::error_span!("action");
+            }
+        });
+        assert_eq!(seen.load(Ordering::Relaxed), 3);
+    }
 }
