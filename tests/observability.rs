@@ -100,16 +100,53 @@ async fn what_cannot_be_read_is_not_shown() {
     for (away, expected) in [(false, Some(0.0)), (true, None)] {
         if away {
             oarlock.database.goes_away().await;
-            // What was read a moment ago is still good.
-            tokio::time::sleep(Duration::from_millis(1100)).await;
         }
-        let (_, text) = oarlock.worker().admin("/metrics").await;
+        let asking = async {
+            loop {
+                let (_, text) = oarlock.worker().admin("/metrics").await;
+                // What was read a moment ago is still good.
+                if !away || !text.contains("\noarlock_destination_paused{") {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let text = tokio::time::timeout(PATIENCE, asking).await.expect("what was read grows old");
         for gauge in gauges {
             let value = text.lines().find_map(|line| line.strip_prefix(gauge)?.trim().parse::<f64>().ok());
             assert_eq!(value, expected, "{gauge}, the database away: {away}\n{text}");
         }
     }
     oarlock.database.comes_back().await;
+}
+
+/// docs/runbook.md names every metric of both programs with its labels, and no other.
+#[tokio::test]
+async fn every_metric_is_in_the_runbook() {
+    let oarlock = Oarlock::start().await;
+    let mut shown = BTreeMap::new();
+    for program in [oarlock.receiver(), oarlock.worker()] {
+        let (_, text) = program.admin("/metrics").await;
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        shown.extend(samples.filter_map(|line| line.rsplit_once(' ')).map(|(sample, _)| {
+            let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+            let name = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
+            let labels: BTreeSet<String> = labels.map(|(label, _)| label.to_owned()).filter(|it| it != "le").collect();
+            (name.to_owned(), labels)
+        }));
+    }
+    let runbook = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbook.md")).unwrap();
+    let (_, section) = runbook.split_once("\n## Metrics\n").expect("it has the section");
+    let told: BTreeMap<String, BTreeSet<String>> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `oarlock_")?.split_once("` | "))
+        .map(|(name, rest)| {
+            let labels = rest.split('|').next().unwrap_or_default().split(',').map(|label| label.trim().trim_matches('`'));
+            (format!("oarlock_{name}"), labels.filter(|label| !label.is_empty()).map(str::to_owned).collect())
+        })
+        .collect();
+    assert_eq!(told, shown);
 }
 
 /// One query of a panel of the dashboard.
