@@ -34,11 +34,12 @@ create table outbox (
   finished_at     timestamptz,
   -- The request it came with, as a W3C traceparent: what is done for it belongs to the same trace.
   trace_parent    text,
-  -- What was received, decoded for people: look here first.
-  payload         jsonb       not null,
-  -- What was received, byte for byte, and the signature over it: evidence, and the input of a later verification.
-  body            bytea       not null,
-  signature       text        not null,
+  -- What was received, byte for byte, and the signature over it: evidence, and the input of a later verification. For people
+  -- the view outbox_evidence decodes it: kept decoded as well, it would take as much room again, and longer than all the rest.
+  raw_body        bytea       not null,
+  raw_signature   text        not null,
+  -- What it says, where that cannot be read of it by Postgres: with U+FFFD in place of what no text here can hold.
+  mended_payload  jsonb,
 
   constraint outbox_once unique (source, alert_id),
   constraint outbox_source_known check (source in ('classic', 'billing')),
@@ -57,9 +58,38 @@ create table outbox (
 -- quicker than Postgres's own by far, where the server was built with it.
 do $$
 begin
-  alter table outbox alter payload set compression lz4, alter body set compression lz4, alter signature set compression lz4;
+  alter table outbox alter raw_body set compression lz4, alter raw_signature set compression lz4, alter mended_payload set compression lz4;
 exception when feature_not_supported then null;
 end $$;
+
+-- A name or a value of a form, decoded as PHP does: a plus is a space, and a bad escape stays as it is.
+create function form_decoded(part text) returns text language sql immutable as $$
+  select case when strpos(part, '%') = 0 then replace(part, '+', ' ') else (
+    select convert_from(decode(string_agg(
+             case when piece[1] like '\%__' then substr(piece[1], 2) else encode(convert_to(piece[1], 'UTF8'), 'hex') end,
+             '' order by place), 'hex'), 'UTF8')
+    from regexp_matches(replace(part, '+', ' '), '%[[:xdigit:]]{2}|[^%]+|%', 'g') with ordinality as found (piece, place)) end
+$$;
+
+-- What an alert says: a form as an object of texts without its signature, JSON as it is. As payload_of in
+-- crates/outbox/src/received.rs reads it.
+create function payload_of(source text, body bytea, mended jsonb) returns jsonb language sql immutable as $$
+  select coalesce(mended, case source
+    when 'billing' then convert_from(body, 'UTF8')::jsonb
+    else (
+      select coalesce(jsonb_object_agg(name, value), '{}')
+      from unnest(string_to_array(convert_from(body, 'UTF8'), '&')) as pair
+      cross join lateral (
+        select form_decoded(split_part(pair, '=', 1)) as name,
+               form_decoded(case when strpos(pair, '=') > 0 then substr(pair, strpos(pair, '=') + 1) else '' end) as value
+        offset 0) as field
+      where pair <> '' and name <> 'p_signature')
+    end)
+$$;
+
+-- What was received, for people: look at the payload first.
+create view outbox_evidence as
+select id as outbox_id, payload_of(source, raw_body, mended_payload) as payload, raw_body as body, raw_signature as signature from outbox;
 
 create index outbox_to_plan on outbox (id) where to_plan;
 create index outbox_unsettled on outbox (status, received_at) where status in ('pending', 'dead');

@@ -4,8 +4,8 @@
 --
 --   oarlock_owner     owns the tables and migrates
 --   oarlock_receiver  stores alerts, and can read none
---   oarlock_worker    plans and acts; reads what alerts say, not the evidence (body, signature)
---   oarlock_operator  reads all but what was received (payload, body, signature); replays, pauses, discards, reconciles, forgets
+--   oarlock_worker    plans and acts; reads what alerts say, not their signatures
+--   oarlock_operator  reads all but what was received; replays, pauses, discards, reconciles, forgets
 
 -- Of the receiver.
 
@@ -15,14 +15,17 @@
 -- `notification_id`; Classic puts the customer's private links into the alerts of the primary endpoint only.
 --
 -- A function, so that who faces the internet can compare a payload without being able to read any.
-create function alerts_with_other_content(ids uuid[], sources text[], alert_ids text[], payloads text[])
+create function alerts_with_other_content(ids uuid[], sources text[], alert_ids text[], bodies bytea[], mended text[])
 returns setof uuid language sql stable as $$
   select new.id
-  from unnest(ids, sources, alert_ids, payloads) as new (id, source, alert_id, payload)
+  from unnest(ids, sources, alert_ids, bodies, mended) as new (id, source, alert_id, body, mended)
   join outbox held using (source, alert_id)
-  where held.payload <> '{}'
-    and held.payload - '{notification_id,cancel_url,update_url}'::text[]
-     <> new.payload::jsonb - '{notification_id,cancel_url,update_url}'::text[]
+  cross join lateral (
+    select payload_of(held.source, held.raw_body, held.mended_payload) as held_payload,
+           payload_of(new.source, new.body, new.mended::jsonb) as new_payload) said
+  where held_payload <> '{}'
+    and held_payload - '{notification_id,cancel_url,update_url}'::text[]
+     <> new_payload - '{notification_id,cancel_url,update_url}'::text[]
 $$;
 
 -- Of the operators.
@@ -54,9 +57,9 @@ begin
     -- Every action belongs to an alert: here to one of our own, which says nothing. Its id is of version 7 as well.
     alert := encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
                placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid;
-    insert into outbox (id, source, alert_id, alert_name, email, to_plan, payload, body, signature)
+    insert into outbox (id, source, alert_id, alert_name, email, to_plan, raw_body, raw_signature, mended_payload)
     values (alert, coalesce((select s.source from subscription s where s.email = address order by s.as_of desc limit 1), 'classic'),
-            'reconcile-' || alert, 'reconcile', address, false, '{}', '', '');
+            'reconcile-' || alert, 'reconcile', address, false, '', '', '{}');
     insert into outbox_action (id, outbox_id, kind, email) values (gen_random_uuid(), alert, 'jira_access', address) returning id into action;
   end if;
   perform pg_notify('oarlock', 'jira');
@@ -65,13 +68,23 @@ end $$;
 
 -- The alerts received since then that name this address, or one of these customers of Billing, wherever that is.
 create function alerts_naming(address text, customers text[], since timestamptz) returns uuid[] language plpgsql as $$
+declare
+  -- Decoding them all takes a second for a thousand. Letters and digits are received as they are, or else as an escape: so
+  -- those without the longest run of them in the address, or in the id, are passed over.
+  runs text[] := array(
+    select '%' || lower(run) || '%'
+    from unnest(customers || (select word from regexp_split_to_table(address, '[^a-z0-9]+') word order by length(word) desc limit 1)) run);
+  escaped text := '\\u|%(3[0-9]|[46][1-9a-f]|[57][0-9a])';
 begin
   return array(
-    select o.id from outbox o
+    select o.id
+    from outbox o cross join lateral (select lower(convert_from(o.raw_body, 'LATIN1')) as text offset 0) raw
     where o.received_at >= since
       and (o.email = address
-           or exists (select from jsonb_path_query(o.payload, 'strict $.** ? (@.type() == "string")') as said
-                      where lower(trim(said #>> '{}')) = address or said #>> '{}' = any (customers))));
+           or (raw.text like any (runs) or raw.text ~ escaped or o.mended_payload is not null)
+              and exists (
+                select from jsonb_path_query(payload_of(o.source, o.raw_body, o.mended_payload), 'strict $.** ? (@.type() == "string")') as said
+                where lower(trim(said #>> '{}')) = address or said #>> '{}' = any (customers))));
 end $$;
 
 -- Forgets a customer: takes away what access is left, and, run again when that is done, puts a name that nobody has in place of
@@ -136,7 +149,7 @@ begin
   update outbox o set status = 'ignored', last_error = 'discarded: the customer is forgotten'
   where o.id = any (alerts) and o.status = 'dead' and not exists (select from outbox_action a where a.outbox_id = o.id and a.status = 'dead');
   -- An alert of somebody else that names this address (theirs was it before) is still somebody else's.
-  update outbox o set email = coalesce(nullif(o.email, address), pseudonym), payload = '{}', body = '', signature = ''
+  update outbox o set email = coalesce(nullif(o.email, address), pseudonym), raw_body = '', raw_signature = '', mended_payload = '{}'
   where o.id = any (alerts);
   update subscription s
   set email = case s.email when address then pseudonym else s.email end,
@@ -178,7 +191,7 @@ declare
   function text;
 begin
   foreach function in array array[
-    'alerts_with_other_content(uuid[], text[], text[], text[])', 'reconcile(text)', 'forget(text)', 'discard(uuid, text)',
+    'alerts_with_other_content(uuid[], text[], text[], bytea[], text[])', 'reconcile(text)', 'forget(text)', 'discard(uuid, text)',
     'outbox_action_revived()', 'outbox_action_ended()'] loop
     execute format('alter function %s security definer set search_path to %I, pg_temp', function, current_schema());
     execute format('revoke execute on function %s from public', function);
@@ -198,13 +211,13 @@ begin
   end loop;
 
   if to_regrole('oarlock_receiver') is not null then
-    grant insert (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent),
+    grant insert (id, source, alert_id, alert_name, occurred_at, email, subscription_id, raw_body, raw_signature, mended_payload, trace_parent),
           select (id, source, alert_id) on outbox to oarlock_receiver;
     grant execute on function alerts_with_other_content to oarlock_receiver;
   end if;
 
   if to_regrole('oarlock_worker') is not null then
-    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, trace_parent, payload),
+    grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, trace_parent, raw_body, mended_payload),
           update (email, status, to_plan, last_error, finished_at), delete on outbox to oarlock_worker;
     grant select, insert, update on outbox_action, subscription, billing_customer, customer to oarlock_worker;
     grant insert on outbox_attempt to oarlock_worker;

@@ -360,7 +360,7 @@ fn paddle_knows(oarlock: &Oarlock, histories: &[History]) {
 async fn are_stored(oarlock: &Oarlock, alerts: &[&Told]) {
     let payloads: Vec<Value> = alerts.iter().map(|told| told.alert.payload()).collect();
     sqlx::query(
-        "insert into outbox (id, source, alert_id, alert_name, occurred_at, payload, body, signature)
+        "insert into outbox (id, source, alert_id, alert_name, occurred_at, mended_payload, raw_body, raw_signature)
          select id, case when payload ? 'event_id' then 'billing' else 'classic' end, alert_id, alert_name, occurred_at, payload, '', ''
          from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::jsonb[]) as new (id, alert_id, alert_name, occurred_at, payload)",
     )

@@ -142,7 +142,8 @@ async fn every_metric_is_in_the_runbook() {
         .lines()
         .filter_map(|line| line.strip_prefix("| `oarlock_")?.split_once("` | "))
         .map(|(name, rest)| {
-            let labels = rest.split('|').next().unwrap_or_default().split(',').map(|label| label.trim().trim_matches('`'));
+            let labels =
+                rest.split('|').next().unwrap_or_default().split(',').map(|label| label.trim().trim_matches('`'));
             (format!("oarlock_{name}"), labels.filter(|label| !label.is_empty()).map(str::to_owned).collect())
         })
         .collect();

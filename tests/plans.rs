@@ -16,7 +16,7 @@ const HISTORY: &str = "
     select n, gen_random_uuid() as id, 'history-' || n || '@example.com' as email, now() - interval '1 hour' - n * interval '4 s' as at,
            case when n % 16 < 10 then 'done' when n % 16 < 15 then 'pending' else 'dead' end as status, n % 2 = 0 as is_end_of_access
     from generate_series(1, 1600000) n;
-    insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, status, to_plan, finished_at, payload, body, signature)
+    insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, status, to_plan, finished_at, mended_payload, raw_body, raw_signature)
     select id, 'classic', 'history-' || n, 'payment_succeeded', at, at, email, status, false,
            case when status <> 'pending' then at + interval '1 s' end, '{}', '', ''
     from alert;
@@ -127,7 +127,7 @@ async fn a_worker_that_started_with_empty_tables_reads_no_more_later() {
         async move {
             sqlx::query(
                 "with alerts as (
-                   insert into outbox (id, source, alert_id, alert_name, email, payload, body, signature)
+                   insert into outbox (id, source, alert_id, alert_name, email, mended_payload, raw_body, raw_signature)
                    select gen_random_uuid(), 'classic', n, 'payment_succeeded', n || '@example.com',
                           jsonb_build_object('email', n || '@example.com'), '', ''
                    from generate_series($1, $2) n)
@@ -164,7 +164,7 @@ async fn a_replay_of_many_reads_each_by_itself() {
     let mut connection = oarlock.pool().acquire().await.expect("there is a connection");
     sqlx::query(
         "with alerts as (
-           insert into outbox (id, source, alert_id, alert_name, email, status, to_plan, finished_at, payload, body, signature)
+           insert into outbox (id, source, alert_id, alert_name, email, status, to_plan, finished_at, mended_payload, raw_body, raw_signature)
            select gen_random_uuid(), 'classic', n, 'payment_succeeded', n || '@example.com', 'dead', false, now(), '{}', '', ''
            from generate_series(1, $1) n
            returning id, email)
@@ -198,7 +198,7 @@ async fn a_snapshot_that_is_held_open_does_not_slow_the_work() {
     let settings = Settings::default().workers(0).without("JIRA").set("OARLOCK_WORKER__POLL_INTERVAL", "10s");
     let mut oarlock = settings.start().await;
     sqlx::query(
-        "insert into outbox (id, source, alert_id, alert_name, received_at, email, payload, body, signature)
+        "insert into outbox (id, source, alert_id, alert_name, received_at, email, mended_payload, raw_body, raw_signature)
          select gen_random_uuid(), 'classic', n, 'payment_succeeded', now() - (20000 - n) * interval '1 ms', n || '@example.com',
                 jsonb_build_object('email', n || '@example.com'), '', ''
          from generate_series(1, $1) n",

@@ -391,7 +391,7 @@ async fn hot_tables_are_vacuumed_early() {
     cluster.sql(&["alter system set autovacuum = off", "select pg_reload_conf()"]).await;
     let oarlock = Settings::default().one_role().start_on(Database::create_in(cluster.url()).await).await;
     sqlx::raw_sql(
-        "insert into outbox (id, source, alert_id, alert_name, status, to_plan, finished_at, payload, body, signature)
+        "insert into outbox (id, source, alert_id, alert_name, status, to_plan, finished_at, mended_payload, raw_body, raw_signature)
          select gen_random_uuid(), 'classic', n, 'transfer_paid', 'ignored', false, now(), '{}', '', '' from generate_series(1, 20000) n;
          insert into outbox_action (id, outbox_id, kind, email, status, outcome, finished_at)
          select gen_random_uuid(), id, 'slack_invite', 'a@example.com', 'done', 'invited', now() from outbox;

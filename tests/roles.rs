@@ -93,7 +93,7 @@ async fn each_role_has_its_rights_and_no_others() {
         [
             "_sqlx_migrations: select",
             "outbox: select (id source alert_id), \
-             insert (id source alert_id alert_name occurred_at email subscription_id trace_parent payload body signature)",
+             insert (id source alert_id alert_name occurred_at email subscription_id trace_parent raw_body raw_signature mended_payload)",
         ]
     );
     assert_eq!(
@@ -108,7 +108,7 @@ async fn each_role_has_its_rights_and_no_others() {
             "destination: select, update",
             "membership: select, insert, update, delete",
             "outbox: select (id source alert_id alert_name occurred_at received_at email subscription_id status to_plan last_error \
-             finished_at trace_parent payload), update (email status to_plan last_error finished_at), delete",
+             finished_at trace_parent raw_body mended_payload), update (email status to_plan last_error finished_at), delete",
             "outbox_action: select, insert, update",
             "outbox_attempt: insert",
             "subscription: select, insert, update",
@@ -150,7 +150,7 @@ async fn functions_are_for_whom_they_are_meant() {
             format!("do $$ begin perform reconcile({nobody}); exception when no_data_found then null; end $$"),
         ),
         ("forget", format!("do $$ begin perform forget({nobody}); exception when no_data_found then null; end $$")),
-        ("alerts_with_other_content", "select alerts_with_other_content('{}', '{}', '{}', '{}')".to_owned()),
+        ("alerts_with_other_content", "select alerts_with_other_content('{}', '{}', '{}', '{}', '{}')".to_owned()),
         ("grant_to_roles", "select grant_to_roles()".to_owned()),
     ];
     let mut table = Vec::new();

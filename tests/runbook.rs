@@ -554,6 +554,33 @@ async fn who_is_being_served_is_not_forgotten() {
 
 const NOWHERE: [&str; 0] = [];
 
+/// Not every alert is decoded to see whether it names somebody: none may be passed over for how it is written.
+#[tokio::test]
+async fn however_an_address_is_written_it_is_forgotten() {
+    let oarlock = Settings::default().receivers(0).workers(0).start().await;
+    oarlock
+        .sets_up(
+            r#"insert into outbox (id, source, alert_id, alert_name, status, to_plan, finished_at, raw_body, raw_signature, mended_payload)
+            select gen_random_uuid(), source, 'n' || n, 'unknown', 'ignored', false, now(), convert_to(body, 'UTF8'), 's', mended::jsonb
+            from (values
+              (1, 'classic', 'alert_id=1&note=ann%40example.com', null),
+              (2, 'classic', 'alert_id=2&note=+%41nn%40E%78ample.com+', null),
+              (3, 'classic', 'alert_id=3&note=ann@example.com&flag', null),
+              (4, 'classic', 'alert_id=4&note=?', '{"note": "ann@example.com"}'),
+              (5, 'billing', '{"event_id": "n5", "data": [{"note": "ANN@example.com"}]}', null),
+              (6, 'billing', '{"event_id": "n6", "data": {"note": "\u0061nn@ex\u0041mple.com"}}', null),
+              (7, 'classic', 'alert_id=7&note=joann%40example.com', null),
+              (8, 'billing', '{"event_id": "n8", "ann@example.com": "ann at example.com"}', null)
+            ) as alert (n, source, body, mended)"#,
+        )
+        .await;
+    let forgotten = oarlock.value::<String>("select forget('Ann@example.com')").await;
+    assert_eq!(forgotten, "forgotten: 6 alerts, 0 actions");
+    let left = "select string_agg(alert_id, ' ' order by alert_id) from outbox join outbox_evidence on outbox_id = id where payload <> '{}'";
+    let left: String = sqlx::query_scalar(left).fetch_one(oarlock.pool()).await.expect("the query is right");
+    assert_eq!(left, "n7 n8");
+}
+
 /// Tables that hold this text anywhere, also in bytes.
 async fn traces(oarlock: &Oarlock, text: &str) -> Vec<String> {
     let tables: Vec<String> = sqlx::query_scalar(

@@ -231,10 +231,14 @@ async fn whatever_paddle_signs_is_stored() {
         let signed = classic(&oarlock, &alert);
         let reply = oarlock.posts(&signed).await;
         assert_eq!((reply.status, reply.body.as_str()), (200, "Ok\n"), "{what}");
-        assert_eq!(row(&oarlock, alert.id()).await.body, signed.body, "{what}");
+        let row = row(&oarlock, alert.id()).await;
+        assert_eq!(row.body, signed.body, "{what}");
+        let fields = decoded(&signed.body).into_iter().filter(|(name, _)| name != "p_signature");
+        let said: Value = fields.map(|(name, value)| (name, value.replace('\0', "\u{fffd}"))).collect();
+        assert_eq!(row.payload, said, "{what}");
     }
     let placeholders: Vec<String> = sqlx::query_scalar(
-        "select concat_ws(' ', email, occurred_at, subscription_id) from outbox where payload ->> 'email' in ('email', '') order by id",
+        "select concat_ws(' ', email, occurred_at, subscription_id) from outbox join outbox_evidence on outbox_id = id where payload ->> 'email' in ('email', '') order by id",
     )
     .fetch_all(oarlock.pool())
     .await
@@ -260,7 +264,10 @@ async fn whatever_paddle_signs_is_stored() {
         let signed = billing(&alert);
         let reply = oarlock.posts(&signed).await;
         assert_eq!((reply.status, reply.body.as_str()), (200, "Ok\n"), "{what}");
-        assert_eq!(row(&oarlock, alert.id()).await.body, signed.body, "{what}");
+        let row = row(&oarlock, alert.id()).await;
+        assert_eq!(row.body, signed.body, "{what}");
+        let said = String::from_utf8_lossy(&signed.body).replace("\\u0000", "\u{fffd}");
+        assert_eq!(row.payload, serde_json::from_str::<Value>(&said).unwrap(), "{what}");
     }
 }
 
@@ -295,7 +302,11 @@ async fn however_it_is_encoded() {
         let signed = form([start.as_bytes(), written].concat());
         let reply = oarlock.posts(&signed).await;
         assert_eq!(reply.status, 200, "{what}: {}", oarlock.logs());
-        assert_eq!(row(&oarlock, &id).await.body, signed.body, "{what}");
+        let row = row(&oarlock, &id).await;
+        assert_eq!(row.body, signed.body, "{what}");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said: Value = fields.iter().map(|(name, value)| (text(name), text(value))).collect();
+        assert_eq!(row.payload, said, "{what}");
     }
 
     // JSON as no serializer of ours would write it.
@@ -1033,7 +1044,7 @@ struct Row {
 }
 
 async fn row(oarlock: &Oarlock, alert_id: &str) -> Row {
-    sqlx::query_as("select * from outbox where alert_id = $1")
+    sqlx::query_as("select * from outbox join outbox_evidence on outbox_id = id where alert_id = $1")
         .bind(alert_id)
         .fetch_one(oarlock.pool())
         .await

@@ -15,7 +15,7 @@ use crate::alert::{self, Alert, Status};
 use crate::claim::{AlertRef, Claim, Terms};
 use crate::names::from_schema;
 use crate::pool::{PgPool, Transaction};
-use crate::{Destination, Kind, Source, interval, ledger};
+use crate::{Destination, Kind, Source, interval, ledger, received};
 
 /// Alerts under lock, with what is known about them.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
     }
     let rows = sqlx::query!(
         r#"
-        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", payload, trace_parent,
+        select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", raw_body, mended_payload, trace_parent,
                clock_timestamp() as "now!"
         from outbox where to_plan and id > $2 order by id limit $1 for update skip locked
         "#,
@@ -135,7 +135,11 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
         .map(|row| {
             let source = from_schema(&row.source);
             Alert {
-                says: alert::read(source, &row.alert_name, &row.payload),
+                says: alert::read(
+                    source,
+                    &row.alert_name,
+                    &received::payload_of(source, &row.raw_body, row.mended_payload),
+                ),
                 id: row.id,
                 source,
                 alert_id: row.alert_id,

@@ -7,13 +7,15 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
-use serde::Serializer as _;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{Source, TraceParent};
 
+pub mod form;
 mod notification;
 
+use form::Field;
 use notification::Notification;
 
 /// An alert as it will be stored.
@@ -26,16 +28,13 @@ pub struct NewAlert {
     pub occurred_at: Option<DateTime<Utc>>,
     pub email: Option<String>,
     pub subscription_id: Option<String>,
-    /// JSON text that Postgres accepts as jsonb; none where the body is just that.
-    pub payload: Option<String>,
     pub body: Bytes,
     pub signature: String,
+    /// What the body says, as JSON text that Postgres accepts as jsonb; none where Postgres can read that of the body.
+    pub mended_payload: Option<String>,
     /// Where its trace goes on.
     pub trace_parent: Option<TraceParent>,
 }
-
-/// A field of a form, decoded: its name and its value.
-pub type Field<'b> = (Cow<'b, [u8]>, Cow<'b, [u8]>);
 
 /// Why a body is not an alert.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +55,9 @@ impl NewAlert {
     pub fn classic(fields: &[Field<'_>], signature: String, body: Bytes) -> Result<Self, Malformed> {
         let fields: Vec<_> = fields.iter().map(|(name, value)| (storable(name), storable(value))).collect();
         let get = |name: &str| fields.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_ref());
+        // All of it as it came, in characters that every database knows.
+        let is_borrowed = |text: &Cow<'_, str>| matches!(text, Cow::Borrowed(_));
+        let is_plain = body.is_ascii() && fields.iter().all(|(name, value)| is_borrowed(name) && is_borrowed(value));
         Ok(Self {
             id: Uuid::now_v7(),
             source: Source::Classic,
@@ -66,7 +68,7 @@ impl NewAlert {
                 .into_iter()
                 .find_map(|name| get(name).and_then(email)),
             subscription_id: get("subscription_id").and_then(identifier),
-            payload: Some(object_of(&fields)),
+            mended_payload: (!is_plain).then(|| object_of(&fields).to_string()),
             body,
             signature,
             trace_parent: None,
@@ -82,12 +84,10 @@ impl NewAlert {
         let Notification { event_id, event_type, occurred_at, data, is_plain } = notification::read(&text)?;
         let alert_name = event_type.map_or_else(|| "unknown".to_owned(), |name| cut(&name, 100));
         let subscription_id = if alert_name.starts_with("subscription.") { data.id } else { data.subscription_id };
-        let payload = match &text {
+        let mended_payload = match &text {
             Cow::Borrowed(_) if is_plain => None,
             // Its numbers as floating point and its characters as they are, which every database takes.
-            text => {
-                Some(serde_json::from_slice::<serde_json::Value>(text).map_err(|_| Malformed::NotJson)?.to_string())
-            }
+            text => Some(serde_json::from_slice::<Value>(text).map_err(|_| Malformed::NotJson)?.to_string()),
         };
         Ok(Self {
             id: Uuid::now_v7(),
@@ -97,16 +97,24 @@ impl NewAlert {
             email: data.email.filter(|_| alert_name.starts_with("customer.")).as_deref().and_then(email),
             subscription_id: subscription_id.as_deref().and_then(identifier),
             alert_name,
-            payload,
             body,
             signature,
+            mended_payload,
             trace_parent: None,
         })
     }
+}
 
-    pub(crate) fn payload_text(&self) -> Cow<'_, str> {
-        self.payload.as_deref().map_or_else(|| String::from_utf8_lossy(&self.body), Cow::from)
-    }
+/// What a stored alert says, as `payload_of` of the schema tells it to people; nothing of a body that is none.
+pub(crate) fn payload_of(source: Source, body: &[u8], mended: Option<Value>) -> Value {
+    mended.unwrap_or_else(|| match source {
+        Source::Classic => {
+            let mut fields = form::decode(body);
+            fields.retain(|(name, _)| name.as_ref() != form::SIGNATURE);
+            object_of(&fields.iter().map(|(name, value)| (storable(name), storable(value))).collect::<Vec<_>>())
+        }
+        Source::Billing => serde_json::from_slice(body).unwrap_or_default(),
+    })
 }
 
 /// An id we can index: not empty, not longer than any that Paddle makes by far.
@@ -155,12 +163,8 @@ fn storable(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-fn object_of(fields: &[(Cow<'_, str>, Cow<'_, str>)]) -> String {
-    let mut object = Vec::new();
-    let written =
-        serde_json::Serializer::new(&mut object).collect_map(fields.iter().map(|(name, value)| (name, value)));
-    written.expect("text is JSON");
-    String::from_utf8(object).expect("JSON is text")
+fn object_of(fields: &[(Cow<'_, str>, Cow<'_, str>)]) -> Value {
+    fields.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect()
 }
 
 fn cut(text: &str, most: usize) -> String {
@@ -204,7 +208,7 @@ mod tests {
     fn what_postgres_cannot_hold_is_replaced_in_the_payload_alone() {
         let fields = [(b"alert_id".into(), b"1".into()), (b"name".into(), b"a\0b\xff".into())];
         let alert = NewAlert::classic(&fields, "sig".into(), "raw\0".into()).unwrap();
-        assert_eq!(alert.payload.unwrap(), "{\"alert_id\":\"1\",\"name\":\"a\u{fffd}b\u{fffd}\"}");
+        assert_eq!(alert.mended_payload.unwrap(), "{\"alert_id\":\"1\",\"name\":\"a\u{fffd}b\u{fffd}\"}");
         assert_eq!(alert.body, "raw\0");
     }
 
@@ -230,12 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_its_own_payload_unless_postgres_cannot_hold_it() {
+    fn a_body_is_its_own_payload_unless_postgres_cannot_read_it() {
         let check = |member: &str| {
             let body = format!(r#"{{"event_id":"e",{member}}}"#);
             let alert = NewAlert::billing(body.clone().into(), "sig".into()).unwrap();
             assert_eq!(alert.body, body);
-            alert.payload
+            alert.mended_payload
         };
         assert_eq!(check(r#""a":"\"\u002f\" \\u0000","é":["é",-1,18446744073709551615,{"c":null}]"#), None);
         let payload = |member: &str| Some(format!(r#"{{{member},"event_id":"e"}}"#));

@@ -38,10 +38,10 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell
     let inserted = sqlx::query!(
         r#"
         with inserted as (
-          insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
-          select id, source, alert_id, alert_name, occurred_at, email, subscription_id, coalesce(payload, convert_from(body, 'UTF8'))::jsonb, body, signature, trace_parent
-          from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[])
-            as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, payload, body, signature, trace_parent)
+          insert into outbox (id, source, alert_id, alert_name, occurred_at, email, subscription_id, raw_body, raw_signature, mended_payload, trace_parent)
+          select id, source, alert_id, alert_name, occurred_at, email, subscription_id, body, signature, mended::jsonb, trace_parent
+          from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::bytea[], $9::text[], $10::text[], $11::text[])
+            as new (id, source, alert_id, alert_name, occurred_at, email, subscription_id, body, signature, mended, trace_parent)
           on conflict (source, alert_id) do nothing
           returning id
         )
@@ -55,9 +55,9 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell
         &rows.iter().map(|row| row.occurred_at).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.email.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.subscription_id.as_deref()).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| row.payload.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.signature.as_str()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.mended_payload.as_deref()).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| row.trace_parent.map(|place| place.to_string())).collect::<Vec<_>>() as _,
         (tell == Tell::Now).then_some(CHANNEL),
     )
@@ -81,11 +81,12 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell
 /// Those whose number is taken by an alert that says something else.
 async fn with_other_content(connection: &mut Connection, alerts: &[&NewAlert]) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
-        r#"select alerts_with_other_content($1, $2, $3, $4) as "id!""#,
+        r#"select alerts_with_other_content($1, $2, $3, $4, $5) as "id!""#,
         &alerts.iter().map(|row| row.id).collect::<Vec<_>>(),
         &alerts.iter().map(|row| row.source.as_str()).collect::<Vec<_>>() as _,
         &alerts.iter().map(|row| row.alert_id.as_str()).collect::<Vec<_>>() as _,
-        &alerts.iter().map(|row| row.payload_text()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>() as _,
+        &alerts.iter().map(|row| row.mended_payload.as_deref()).collect::<Vec<_>>() as _,
     )
     .fetch_all(connection)
     .await

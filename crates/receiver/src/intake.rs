@@ -89,7 +89,7 @@ impl Intake {
     /// When the queue is full, or the database did not take it.
     pub async fn store(&self, verified: Verified, trace: Option<TraceParent>) -> Result<Stored, Unavailable> {
         let alert = NewAlert { trace_parent: trace, ..verified.into_alert() };
-        // Body, payload and what Postgres is sent of them: about three times the body.
+        // The body, and what Postgres is sent of it: about three times the body.
         // One that is larger than all the room there is may have it to itself.
         let kilobytes = (alert.body.len() * 3 / 1024 + 1).min(ROOM_KB);
         let kilobytes = u32::try_from(kilobytes).expect("at most the room");

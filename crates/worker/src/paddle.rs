@@ -86,7 +86,8 @@ impl Paddle {
     /// Whether the key is good, if there is one. Reads only.
     pub async fn check(&self) -> Vec<Finding> {
         if self.http.is_none() {
-            let left_out = "no paddle.billing.api_key: right without Paddle Billing, for which nothing is done without it";
+            let left_out =
+                "no paddle.billing.api_key: right without Paddle Billing, for which nothing is done without it";
             return vec![Finding::new("paddle", Ok(left_out.to_owned()))];
         }
         let check = |result| vec![Finding::new("paddle.credentials", result)];

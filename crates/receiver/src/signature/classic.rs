@@ -3,10 +3,8 @@
 //! <https://developer.paddle.com/webhook-reference/verifying-webhooks>: take `p_signature` (base64) out of the decoded
 //! fields, sort the others by name, cast each to a string, `serialize()`, verify. All fields are signed, known or not.
 //!
-//! The form is decoded here, to bytes, from the body as it came: a framework's decoder trims, merges the query string,
-//! replaces what is not UTF-8 or keeps the first of two, and any of that breaks the signature of a genuine alert.
+//! All of it in bytes, from the body as it came (see [`form`]).
 
-use std::borrow::Cow;
 use std::io::Write;
 
 use aws_lc_rs::rsa::PublicEncryptingKey;
@@ -14,14 +12,12 @@ use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use oarlock_outbox::received::{Field, Malformed, NewAlert};
-use percent_encoding::percent_decode;
+use oarlock_outbox::received::form::{self, Field};
+use oarlock_outbox::received::{Malformed, NewAlert};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::Refusal;
-
-const SIGNATURE: &[u8] = b"p_signature";
 
 /// The vendor's public keys: one, or several while they are changed.
 #[derive(Debug)]
@@ -67,8 +63,11 @@ impl PublicKeys {
         if self.is_empty() {
             return Err(Refusal::NotConfigured);
         }
-        let mut fields = decode(&body)?;
-        let at = fields.iter().position(|(name, _)| name.as_ref() == SIGNATURE).ok_or(Refusal::NoSignature)?;
+        if !body.contains(&b'=') {
+            return Err(Refusal::NotAForm);
+        }
+        let mut fields = form::decode(&body);
+        let at = fields.iter().position(|(name, _)| name.as_ref() == form::SIGNATURE).ok_or(Refusal::NoSignature)?;
         check_names(&fields)?;
         let (_, signature) = fields.remove(at);
         let signature = String::from_utf8(signature.into_owned()).map_err(|_| Refusal::NotASignature)?;
@@ -81,22 +80,6 @@ impl PublicKeys {
     }
 }
 
-/// Decodes a form as PHP does, to bytes: `+` is a space, a bad escape stays as it is, a name without `=` has an empty value.
-/// The fields come sorted by name.
-fn decode(body: &[u8]) -> Result<Vec<Field<'_>>, Refusal> {
-    if !body.contains(&b'=') {
-        return Err(Refusal::NotAForm);
-    }
-    let mut fields = Vec::new();
-    for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
-        let at = pair.iter().position(|byte| *byte == b'=');
-        let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-        fields.push((decode_part(name), decode_part(value)));
-    }
-    fields.sort();
-    Ok(fields)
-}
-
 /// Refuses names of which two readers could make different things.
 fn check_names(sorted: &[Field<'_>]) -> Result<(), Refusal> {
     if sorted.iter().any(|(name, _)| is_ambiguous(name)) {
@@ -107,14 +90,6 @@ fn check_names(sorted: &[Field<'_>]) -> Result<(), Refusal> {
         return Err(Malformed::DuplicateName.into());
     }
     Ok(())
-}
-
-fn decode_part(part: &[u8]) -> Cow<'_, [u8]> {
-    if !part.contains(&b'+') {
-        return percent_decode(part).into();
-    }
-    let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent_decode(&spaced).collect::<Vec<u8>>().into()
 }
 
 /// PHP turns `7` into a number, `a.b` and `a b` into `a_b`, `a[b]` into an array, and drops an empty name.

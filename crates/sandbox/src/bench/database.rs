@@ -73,7 +73,7 @@ impl Cluster {
         template
             .execute(
                 "create table sample as
-                 select row_number() over (order by id) - 1 as n, alert_name, payload, body, signature from outbox;
+                 select row_number() over (order by id) - 1 as n, alert_name, payload, body, signature from outbox join outbox_evidence on outbox_id = id;
                  alter table sample add primary key (n);
                  truncate outbox cascade;",
             )

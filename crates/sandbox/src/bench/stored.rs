@@ -18,9 +18,10 @@ pub(super) async fn backlog(database: &Database, alerts: usize) -> anyhow::Resul
     database.execute(ID).await?;
     database
         .execute(&format!(
-            "insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, payload, body, signature)
+            "insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, raw_body, raw_signature)
              select bench_id(now(), a.n), 'classic', 'backlog-' || a.n, s.alert_name, now(), now(), a.email,
-                    s.payload || jsonb_build_object('alert_id', 'backlog-' || a.n, 'email', a.email), substring(s.body from 1), s.signature || ''
+                    convert_to(regexp_replace(convert_from(s.body, 'UTF8'), '(?<=^|&)email=[^&]*', 'email=' || replace(a.email, '@', '%40')), 'UTF8'),
+                    s.signature || ''
              from (select n, 'backlog-' || n || '@example.com' as email from generate_series(1, {alerts}) n) a
              cross join lateral (select * from sample where sample.n = a.n % {SAMPLES} offset 0) s;
              analyze outbox;"
@@ -49,9 +50,9 @@ pub(super) async fn history(database: &Database, alerts: usize) -> anyhow::Resul
                     case when n % 16 < 10 then 'done' when n % 16 < 15 then 'pending' else 'dead' end as status,
                     n % 16 between 10 and 14 and n % 2 = 0 as is_end_of_access
              from (select n, now() - interval '80 days' * (1 - n / {alerts}.0) - interval '1 hour' as at from generate_series({from}, {to}) n) n;
-             insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, status, to_plan, finished_at, payload, body, signature)
+             insert into outbox (id, source, alert_id, alert_name, occurred_at, received_at, email, status, to_plan, finished_at, raw_body, raw_signature)
              select a.id, 'classic', 'history-' || a.n, s.alert_name, a.at, a.at, a.email, a.status, false,
-                    case when a.status <> 'pending' then a.at + interval '1 second' end, s.payload || '{{}}', substring(s.body from 1), s.signature || ''
+                    case when a.status <> 'pending' then a.at + interval '1 second' end, substring(s.body from 1), s.signature || ''
              from alert a cross join lateral (select * from sample where sample.n = a.n % {SAMPLES} offset 0) s;
              insert into outbox_action (id, outbox_id, kind, email, status, outcome, attempts, due_at, run_at, last_error, created_at, finished_at)
              select action_id, id, case when is_end_of_access then 'jira_access' else 'slack_invite' end, email, status,
