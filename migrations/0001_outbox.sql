@@ -452,7 +452,7 @@ begin
   )
   update outbox o
   set status = s.status,
-      finished_at = case s.status when 'pending' then null else coalesce(o.finished_at, clock_timestamp()) end
+      finished_at = case s.status when 'pending' then null else clock_timestamp() end
   from s
   where o.id = s.outbox_id and o.id = any (alerts) and o.status <> s.status and not o.to_plan
     -- What ended by itself, before any action could end it, is not the actions' to say.
@@ -476,7 +476,8 @@ end $$;
 
 -- Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now. Call it with their
 -- rows in customer locked: whoever writes that payment has come back locks them too, and so one of the two sees the other.
-create function invite_the_owed(customers text[]) returns void language plpgsql as $$
+-- Whoever replays by SQL locks in another order, and is not the one to give way.
+create function invite_the_owed(customers text[]) returns void language plpgsql set lock_timeout = '300ms' as $$
 begin
   update outbox_action a set status = 'pending'
   where a.subject = any (customers) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
@@ -687,12 +688,14 @@ begin
     raise exception 'give a reason: it is kept with the row' using errcode = 'invalid_parameter_value';
   end if;
   update outbox_action a
-  set status = 'discarded', last_error = 'discarded: ' || reason || coalesce(' (was: ' || a.last_error || ')', '')
+  set status = 'discarded', finished_at = clock_timestamp(),
+      last_error = 'discarded: ' || reason || coalesce(' (was: ' || a.last_error || ')', '')
   where (a.id = discard.id or a.outbox_id = discard.id) and a.status || '' = 'dead';
   get diagnostics ended = row_count;
   if ended = 0 then
     update outbox o
-    set status = 'ignored', last_error = 'discarded: ' || reason || coalesce(' (was: ' || o.last_error || ')', '')
+    set status = 'ignored', finished_at = clock_timestamp(),
+        last_error = 'discarded: ' || reason || coalesce(' (was: ' || o.last_error || ')', '')
     where o.id = discard.id and o.status = 'dead'
       and not exists (select from outbox_action a where a.outbox_id = o.id and a.status || '' = 'dead');
     get diagnostics ended = row_count;

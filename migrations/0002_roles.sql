@@ -220,8 +220,7 @@ begin
     grant select (id, source, alert_id, alert_name, occurred_at, received_at, email, subscription_id, status, to_plan, last_error, finished_at, trace_parent, raw_body, mended_payload),
           update (email, status, to_plan, last_error, finished_at), delete on outbox to oarlock_worker;
     grant select, insert, update on outbox_action, subscription, billing_customer, customer to oarlock_worker;
-    grant insert on outbox_attempt to oarlock_worker;
-    grant select, insert on subscription_alert, classic_address_change to oarlock_worker;
+    grant select, insert on outbox_attempt, subscription_alert, classic_address_change to oarlock_worker;
     grant select, insert, update, delete on membership to oarlock_worker;
     grant select, insert, delete on access_rule to oarlock_worker;
     grant select, update on destination to oarlock_worker;

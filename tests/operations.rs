@@ -170,6 +170,7 @@ async fn an_alert_is_as_dead_as_its_actions() {
 async fn discard_ends_a_dead_letter_without_running_it() {
     let oarlock = with_a_dead_letter().await;
     let calls = oarlock.sandbox.calls().len();
+    oarlock.time_passes(chrono::Duration::days(100)).await;
     assert!(
         sqlx::query("select discard(id, ' ') from outbox").execute(oarlock.database.operator()).await.is_err(),
         "a reason is wanted"
@@ -183,6 +184,10 @@ async fn discard_ends_a_dead_letter_without_running_it() {
     let row = "select concat_ws(' ', o.status, a.status, a.last_error) from outbox o join outbox_action a on a.outbox_id = o.id where kind = 'slack_invite'";
     let row: String = oarlock.value(row).await;
     assert!(row.starts_with("done discarded discarded: asked to be forgotten (was: "), "{row}");
+    // It is kept as long as any other, from now on.
+    let ended = "select bool_and(least(o.finished_at, a.finished_at) > now() - interval '1 hour')
+                 from outbox o join outbox_action a on a.outbox_id = o.id where a.status = 'discarded'";
+    assert!(oarlock.value::<bool>(ended).await);
     assert_eq!(oarlock.sandbox.calls().len(), calls);
 }
 
@@ -400,6 +405,9 @@ async fn a_stopping_worker_hands_back_what_does_not_finish_in_time() {
     assert_eq!(exit.code, Some(0), "{}", exit.output);
     let row = "select concat_ws(' ', status, attempts, claim_token, run_at <= now()) from outbox_action where kind = 'slack_invite'";
     assert_eq!(oarlock.value::<String>(row).await, "pending 0 t");
+    // The call was made, whatever came of it.
+    let tried = "select string_agg(concat_ws(' ', attempt, error), ', ') from outbox_attempt where error is not null";
+    assert_eq!(oarlock.value::<String>(tried).await, "1 cut off when the worker stopped");
     oarlock.slack().clear_faults();
     oarlock.start_worker().await;
     oarlock.settles().await;

@@ -110,7 +110,7 @@ async fn each_role_has_its_rights_and_no_others() {
             "outbox: select (id source alert_id alert_name occurred_at received_at email subscription_id status to_plan last_error \
              finished_at trace_parent raw_body mended_payload), update (email status to_plan last_error finished_at), delete",
             "outbox_action: select, insert, update",
-            "outbox_attempt: insert",
+            "outbox_attempt: select, insert",
             "subscription: select, insert, update",
             "subscription_alert: select, insert",
         ]

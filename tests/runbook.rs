@@ -100,7 +100,13 @@ async fn alerts_are_not_planned(section: &mut Section) {
     let waits = "select count(*) = 1 from pg_locks where not granted and relation = 'subscription_alert'::regclass";
     oarlock.until("the planner waits", waits).await;
 
-    let [waiting, who] = section.run(&oarlock).await;
+    let [mut waiting, mut who] = section.run(&oarlock).await;
+    let looking = async {
+        while who.column("pid").is_empty() {
+            [waiting, who] = section.again(&oarlock).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.expect("it is seen to wait");
     assert_eq!(waiting.column("count"), ["1"]);
     assert_eq!(who.column("application_name"), ["oarlock-worker"]);
     let holder: i32 =

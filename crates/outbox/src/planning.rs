@@ -101,7 +101,8 @@ pub struct NewAction {
 }
 
 /// Takes up to `limit` alerts that are not planned yet, the oldest first, of those that came after the alert `after` if that is
-/// given; none if there are none. One alone waits for no lock for long.
+/// given; none if there are none. It waits for no lock for long: what somebody holds up is for them to end, meanwhile there is
+/// other work, and who replays by SQL, and locks in another order, is not the one to give way.
 ///
 /// # Errors
 /// When the database is away.
@@ -111,13 +112,10 @@ pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Op
     let mut transaction = pool
         .begin_with(
             "set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;
-             select pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint)",
+             select pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);
+             set local lock_timeout = '300ms'",
         )
         .await?;
-    if limit == 1 {
-        // Whoever is taken alone may be what somebody holds up, and the others are next.
-        sqlx::query("set local lock_timeout = '300ms'").execute(&mut *transaction).await?;
-    }
     let rows = sqlx::query!(
         r#"
         select id, source, alert_id, alert_name, coalesce(occurred_at, received_at) as "happened_at!", raw_body, mended_payload, trace_parent,

@@ -112,6 +112,23 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     Ok(ids.into_iter().filter(|id| !recorded.contains(id)).collect())
 }
 
+/// How many of the last attempts before this one failed with just this error, of as many as `most` that are looked at.
+///
+/// # Errors
+/// When the database is away.
+pub async fn failed_alike(pool: &PgPool, claim: &Claim, error: &str, most: u32) -> Result<u32, sqlx::Error> {
+    let before = claim.attempt.saturating_sub(1).min(most);
+    let alike = sqlx::query_scalar!(
+        r#"select count(*) as "alike!" from (select error from outbox_attempt where action_id = $1 order by id desc limit $2) a where error = $3"#,
+        claim.id(),
+        i64::from(before),
+        error
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(u32::try_from(alike).unwrap_or(most))
+}
+
 /// Whether the claim is still the one that holds; asked without waiting for whoever has its row.
 ///
 /// # Errors

@@ -35,6 +35,7 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
     ("outbox_action", "select", &[]),
     ("outbox_action", "insert", &[]),
     ("outbox_action", "update", &[]),
+    ("outbox_attempt", "select", &[]),
     ("outbox_attempt", "insert", &[]),
     ("subscription", "select", &[]),
     ("subscription", "insert", &[]),

@@ -21,8 +21,9 @@ use crate::trace::{self, Exporter};
 pub fn start(program: &'static str) -> Result<Exporter, Problems> {
     // The database driver tells of slow statements with their text; that is for developers.
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.trim().is_empty());
-    let filter =
-        asked.and_then(|asked| EnvFilter::try_new(asked).ok()).unwrap_or_else(|| EnvFilter::new("info,sqlx=warn"));
+    let filter = asked
+        .and_then(|asked| EnvFilter::try_new(asked).ok())
+        .unwrap_or_else(|| EnvFilter::new("info,sqlx=warn,sqlx::query=error"));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = if std::io::stderr().is_terminal() {
         lines.with_target(false).boxed()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use oarlock_outbox::access::Address;
 use oarlock_outbox::claim::Claim;
 use oarlock_outbox::ledger::{self, FencedWriteError};
-use oarlock_outbox::record::Attempt;
+use oarlock_outbox::record::{self, Attempt};
 use oarlock_outbox::{Kind, PgPool, destination};
 use oarlock_service::config::{self, WorkerConfig};
 
@@ -171,7 +171,11 @@ async fn jira_invite(pool: &PgPool, jira: &Jira, claim: &Claim) -> Result<Invite
     };
     let invited = match invited {
         // Who it is matters for access alone.
-        Err(Failure { meaning: Meaning::NotShown, .. }) if claim.attempt >= ATTEMPTS_AT_A_LATE_SEARCH => {
+        Err(failure) if failure.meaning == Meaning::NotShown => {
+            let before = ATTEMPTS_AT_A_LATE_SEARCH - 1;
+            if record::failed_alike(pool, claim, failure.detail(), before).await? < before {
+                return Err(failure.into());
+            }
             return Ok(InviteOutcome::AlreadyInvited);
         }
         invited => invited?,

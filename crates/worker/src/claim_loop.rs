@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use oarlock_outbox::claim::{self, Claim, Claimed, Terms};
-use oarlock_outbox::record::{Finished, Verdict};
+use oarlock_outbox::record::{self, Attempt, Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Destination, Kind, PgPool, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
@@ -23,7 +23,7 @@ use crate::act::{self, Ended, Stop, Vendors};
 use crate::bookmark::Bookmark;
 use crate::failure::{Failure, Meaning};
 use crate::http;
-use crate::judge::{self, Pause};
+use crate::judge::{self, ATTEMPTS_AT_THE_UNKNOWN, Pause};
 use crate::metrics::Metrics;
 use crate::retry::Schedule;
 use crate::slots::{Place, Slot, Slots};
@@ -169,7 +169,7 @@ impl Loop {
             () = self.shutdown.cancelled() => None,
             slot = self.slots.slot(place, claimed) => slot,
         };
-        let Some(slot) = slot else { return self.hand_back(claim, None).await };
+        let Some(slot) = slot else { return self.hand_back(claim).await };
         let opening = Opening::after(claim.alert.trace_parent);
         // There whatever level is asked for: it says which action a warning is about.
         let span = tracing::error_span!(
@@ -185,9 +185,10 @@ impl Loop {
         );
         let parent = opening.open(&span, Role::Consumer);
         async {
+            let started = Instant::now();
             let ended = tokio::select! {
                 ended = http::traced(parent, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
-                () = self.state.hand_back.cancelled() => return self.hand_back(claim, Some(slot)).await,
+                () = self.state.hand_back.cancelled() => return self.cut_off(claim, started, slot).await,
             };
             if let Some(finished) = self.finish(claim, ended).await {
                 self.record(finished, Some(slot)).await;
@@ -198,10 +199,19 @@ impl Loop {
     }
 
     /// As if it had not been claimed.
-    async fn hand_back(&self, claim: Claim, slot: Option<Slot>) {
+    async fn hand_back(&self, claim: Claim) {
         self.note_probe(&claim, false).await;
         let verdict = Verdict::HandedBack { after: Duration::ZERO, error: None };
-        self.record(Finished::new(claim, verdict, None), slot).await;
+        self.record(Finished::new(claim, verdict, None), None).await;
+    }
+
+    /// Hands back what runs: a call may have been made, and may have done its work.
+    async fn cut_off(&self, claim: Claim, started: Instant, slot: Slot) {
+        self.note_probe(&claim, false).await;
+        let error = Some("cut off when the worker stopped".to_owned());
+        let attempt = Attempt { started, ended: Instant::now(), http_status: None, error: error.clone() };
+        let verdict = Verdict::HandedBack { after: Duration::ZERO, error };
+        self.record(Finished::new(claim, verdict, Some(attempt)), Some(slot)).await;
     }
 
     async fn record(&self, finished: Finished, slot: Option<Slot>) {
@@ -243,7 +253,15 @@ impl Loop {
                 return Some(Finished::new(claim, verdict, attempt));
             }
         };
-        let judgement = judge::judge(&failure, claim.attempt, self.terms.max_attempts, &self.schedule, rand::random());
+        let alike = match failure.meaning {
+            // If that cannot be told it is tried again.
+            Meaning::Unknown => record::failed_alike(&self.pool, &claim, failure.detail(), ATTEMPTS_AT_THE_UNKNOWN - 1)
+                .await
+                .unwrap_or_default(),
+            _ => 0,
+        };
+        let max_attempts = self.terms.max_attempts;
+        let judgement = judge::judge(&failure, claim.attempt, alike, max_attempts, &self.schedule, rand::random());
         match &judgement.verdict {
             Verdict::Retry { after, error } => tracing::warn!(
                 error,

@@ -8,7 +8,7 @@
 //! | asking to slow down | handed back, no attempt used | paused that long |
 //! | of the configuration | stands back behind the others, no attempt used | paused until it is mended, then probed |
 //! | permanent | dead | |
-//! | unknown | tried a few times, then dead | |
+//! | unknown | tried a few times, then dead: it has to be met that often, whatever else there was before | |
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::failure::{Failure, Meaning};
 use crate::retry::Schedule;
 
 /// Attempts spent on a code that nobody has met.
-const ATTEMPTS_AT_THE_UNKNOWN: u32 = 5;
+pub const ATTEMPTS_AT_THE_UNKNOWN: u32 = 5;
 
 /// There is no hurry: a person has to act first.
 const WAIT_FOR_ACCEPTANCE: Duration = Duration::from_secs(6 * 60 * 60);
@@ -39,24 +39,33 @@ pub enum Pause {
     UntilMended,
 }
 
-/// Judges the failure of attempt number `attempt` of `max_attempts`; `jitter` lies in 0..1.
-pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Schedule, jitter: f64) -> Judgement {
+/// Judges the failure of attempt number `attempt` of `max_attempts`, before which there were `alike` with the same failure, one
+/// after the other; `jitter` lies in 0..1.
+pub fn judge(
+    failure: &Failure,
+    attempt: u32,
+    alike: u32,
+    max_attempts: u32,
+    schedule: &Schedule,
+    jitter: f64,
+) -> Judgement {
     let error = failure.detail().to_owned();
-    let tried_up_to = |most: u32, retry_after| {
-        if attempt >= most {
+    let tried_until = |is_last: bool, retry_after| {
+        if is_last {
             Verdict::UsedUp(error.clone())
         } else {
             Verdict::Retry { after: schedule.delay(attempt, jitter, retry_after), error: error.clone() }
         }
     };
+    let is_last = attempt >= max_attempts;
     let handed_back = || Verdict::HandedBack { after: Duration::ZERO, error: Some(error.clone()) };
     match failure.meaning {
         Meaning::Transient { retry_after } => {
-            Judgement { verdict: tried_up_to(max_attempts, retry_after), pause: None, reached: false }
+            Judgement { verdict: tried_until(is_last, retry_after), pause: None, reached: false }
         }
-        Meaning::NotShown => Judgement { verdict: tried_up_to(max_attempts, None), pause: None, reached: true },
+        Meaning::NotShown => Judgement { verdict: tried_until(is_last, None), pause: None, reached: true },
         Meaning::InvitationPending => {
-            let verdict = tried_up_to(max_attempts, Some(WAIT_FOR_ACCEPTANCE));
+            let verdict = tried_until(is_last, Some(WAIT_FOR_ACCEPTANCE));
             Judgement { verdict, pause: None, reached: true }
         }
         Meaning::RateLimited { retry_after } => {
@@ -69,9 +78,9 @@ pub fn judge(failure: &Failure, attempt: u32, max_attempts: u32, schedule: &Sche
             Judgement { verdict: Verdict::Dead(error), pause: None, reached: true }
         }
         Meaning::Unknown => Judgement {
-            verdict: tried_up_to(max_attempts.min(ATTEMPTS_AT_THE_UNKNOWN), None),
+            verdict: tried_until(is_last || alike + 1 >= ATTEMPTS_AT_THE_UNKNOWN, None),
             pause: None,
-            reached: true,
+            reached: false,
         },
     }
 }
@@ -83,7 +92,7 @@ mod tests {
     const SCHEDULE: Schedule = Schedule { base: Duration::from_secs(5), cap: Duration::from_secs(6 * 3600) };
 
     fn check(meaning: Meaning, attempt: u32, verdict: Verdict, pause: Option<Pause>) {
-        let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, 20, &SCHEDULE, 1.0);
+        let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, attempt - 1, 20, &SCHEDULE, 1.0);
         assert_eq!((judgement.verdict, judgement.pause), (verdict, pause), "{meaning:?}");
     }
 
@@ -108,5 +117,8 @@ mod tests {
         check(Meaning::AccountGone, 1, dead(), None);
         check(Meaning::Unknown, 4, retry(40), None);
         check(Meaning::Unknown, 5, used_up(), None);
+        let unknown = Failure::new(Meaning::Unknown, Some(500), "why");
+        assert_eq!(judge(&unknown, 19, 3, 20, &SCHEDULE, 1.0).verdict, retry(21_600));
+        assert_eq!(judge(&unknown, 20, 0, 20, &SCHEDULE, 1.0).verdict, used_up());
     }
 }

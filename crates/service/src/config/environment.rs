@@ -103,27 +103,30 @@ pub(super) fn overlay(table: &mut Table, environment: &BTreeMap<String, String>)
 /// A secret given here replaces the file's, in whichever of its two spellings that was written.
 fn make_way(table: &mut Table, path: &[String]) {
     let Some((parent, key)) = parent(table, path) else { return };
-    for sibling in siblings(key) {
+    for sibling in siblings(&key) {
         parent.remove(&sibling);
     }
 }
 
 fn set(table: &mut Table, path: &[String], value: &str) {
     if let Some((parent, key)) = parent(table, path) {
-        parent.insert(key.to_owned(), parse(value));
+        parent.insert(key, parse(value));
     }
 }
 
-/// The table in which the path's last key belongs, made if it is not there; none if the file has something else in its place,
-/// which is told when the section is read.
-fn parent<'t, 'k>(table: &'t mut Table, path: &'k [String]) -> Option<(&'t mut Table, &'k str)> {
+/// The table in which the path's last key belongs, made if it is not there. Where the file has something else in place of a
+/// section there is none, which is told when the section is read; what leads on from a key, such as `access.0.group`, is itself
+/// a key of the section, and then one that does not exist.
+fn parent<'t>(table: &'t mut Table, path: &[String]) -> Option<(&'t mut Table, String)> {
     let (key, parents) = path.split_last()?;
     let mut at = table;
-    for parent in parents {
-        let entry = at.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-        at = entry.as_table_mut()?;
+    for (depth, parent) in parents.iter().enumerate() {
+        if at.get(parent).is_some_and(|value| !value.is_table()) {
+            return (depth > 0).then(|| (at, path[depth..].join(".")));
+        }
+        at = at.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
     }
-    Some((at, key))
+    Some((at, key.clone()))
 }
 
 /// The other spelling of a secret: `token` and `token_file`, `public_keys` and `public_key_files`.

@@ -238,6 +238,15 @@ fn a_problem_is_one_line_and_holds_no_secret_in_the_wrong_place() {
 }
 
 #[test]
+fn a_variable_that_leads_on_from_a_key_is_none() {
+    let file = "[jira]\nbase_url = \"https://acme.example\"\nuser = \"bot\"\ntoken = \"t\"\n[[jira.access]]\nplans = [\"*\"]\ngroup = \"g\"\n";
+    assert!(worker(file, &[]).is_ok());
+    let problems = worker(file, &[("OARLOCK_JIRA__ACCESS__0__GROUP", "vip"), ("OARLOCK_JIRA__TOKEN__X", "1")]);
+    let is_none = "is not a key of the configuration";
+    assert_eq!(problems.unwrap_err(), [format!("jira.access.0.group {is_none}"), format!("jira.token.x {is_none}")]);
+}
+
+#[test]
 fn what_is_clear_enough_is_taken() {
     let file = "[worker]\nretry_cap = \"1s\"\nshutdown_grace = \"0s\"\n[jira]\nbase_url = \"https://acme.example\"\nuser = \"bot\"\ntoken = \"t\"\ninvite_path = \"/x\"\n[routes]\n\"transaction.paid\" = [\"slack_invite\"]\n";
     let config = worker(file, &[]).unwrap();
