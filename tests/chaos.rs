@@ -443,7 +443,7 @@ fn assert_apart(oarlock: &Oarlock, households: &[Household]) {
     }
     assert!(by_customer.len() * 4 > households.len() * 5, "only {} customers were called for", by_customer.len());
     // That a caller has gone is noticed a little later than it went.
-    let unnoticed = Duration::from_millis(100);
+    let unnoticed = Duration::from_millis(500);
     for calls in by_customer.values() {
         for pair in calls.windows(2) {
             let over = pair[0].finished.expect("all has settled");

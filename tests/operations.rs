@@ -12,7 +12,7 @@ const ANN: &str = "ann@example.com";
 
 /// A system with a dead Slack action, whose cause is mended.
 async fn with_a_dead_letter() -> Oarlock {
-    let oarlock = Oarlock::start().await;
+    let oarlock = Settings::default().set("OARLOCK_WORKER__POLL_INTERVAL", "1h").start().await;
     oarlock.slack().fail(Fault::slack_error("user_disabled"));
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock.settles().await;
@@ -21,9 +21,9 @@ async fn with_a_dead_letter() -> Oarlock {
     oarlock
 }
 
-async fn is_done(oarlock: &Oarlock, replayed: Instant) {
+/// Woken for it: nothing is looked for in between.
+async fn is_done(oarlock: &Oarlock) {
     oarlock.sees("Slack is called", |sandbox| sandbox.slack().invited(ANN)).await;
-    assert!(replayed.elapsed() < Duration::from_millis(900), "the worker was not woken: {:?}", replayed.elapsed());
     oarlock.settles().await;
     assert_eq!(oarlock.actions().await, ["jira_invite done invited", "slack_invite done invited"]);
     assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
@@ -103,20 +103,18 @@ async fn the_programs_see_what_others_have_done() {
 #[tokio::test]
 async fn a_plain_update_replays() {
     let oarlock = with_a_dead_letter().await;
-    let replayed = Instant::now();
     let rows = oarlock
         .sql("update outbox_action set status = 'pending' where status = 'dead' and destination = 'slack'")
         .await;
     assert_eq!(rows, 1);
-    is_done(&oarlock, replayed).await;
+    is_done(&oarlock).await;
 }
 
 #[tokio::test]
 async fn a_plain_update_of_the_alert_replays() {
     let oarlock = with_a_dead_letter().await;
-    let replayed = Instant::now();
     oarlock.sql("update outbox set status = 'pending' where status = 'dead'").await;
-    is_done(&oarlock, replayed).await;
+    is_done(&oarlock).await;
 }
 
 #[tokio::test]
@@ -124,11 +122,10 @@ async fn replay_takes_an_action_or_an_alert() {
     for id in ["select id from outbox_action where status = 'dead'", "select id from outbox"] {
         let oarlock = with_a_dead_letter().await;
         let id: Uuid = oarlock.value(id).await;
-        let replayed = Instant::now();
         let rows: i32 =
             sqlx::query_scalar("select replay($1)").bind(id).fetch_one(oarlock.database.operator()).await.unwrap();
         assert_eq!(rows, 1);
-        is_done(&oarlock, replayed).await;
+        is_done(&oarlock).await;
     }
     let oarlock = with_a_dead_letter().await;
     assert_eq!(oarlock.value::<i32>("select replay('01890000-0000-7000-8000-000000000000')").await, 0);
@@ -142,9 +139,8 @@ async fn replay_dead_letters_by_destination_time_and_number() {
     assert_eq!(oarlock.value::<i32>(replay).await, 0);
     assert_eq!(oarlock.value::<i32>("select replay_dead_letters(since => now())").await, 0);
     assert_eq!(oarlock.value::<i32>("select replay_dead_letters(max_rows => 0)").await, 0);
-    let replayed = Instant::now();
     assert_eq!(oarlock.value::<i32>("select replay_dead_letters()").await, 1);
-    is_done(&oarlock, replayed).await;
+    is_done(&oarlock).await;
 }
 
 /// An alert with two dead actions of which one is replayed stays dead until the other is as well.
@@ -232,7 +228,7 @@ async fn bad_states_cannot_be_written() {
 
 #[tokio::test]
 async fn a_pause_by_hand_holds_and_ends_at_once() {
-    let oarlock = Oarlock::start().await;
+    let oarlock = Settings::default().set("OARLOCK_WORKER__POLL_INTERVAL", "1h").start().await;
     oarlock
         .sql("update destination set paused_until = 'infinity', paused_reason = 'maintenance' where name = 'jira'")
         .await;
@@ -241,10 +237,8 @@ async fn a_pause_by_hand_holds_and_ends_at_once() {
     oarlock.until("Slack is recorded", "select count(*) = 1 from outbox_action where status = 'done'").await;
     assert!(oarlock.sandbox.calls().iter().all(|call| call.service == Service::Slack));
     assert_eq!(oarlock.worker().metric("oarlock_destination_paused{destination=\"jira\"}").await, Some(1.0));
-    let resumed = Instant::now();
     oarlock.sql("update destination set paused_until = null where name = 'jira'").await;
     oarlock.sees("Jira is called", |sandbox| sandbox.jira_cloud().invited(ANN) == 1).await;
-    assert!(resumed.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]
@@ -327,7 +321,7 @@ async fn a_database_that_comes_late_is_waited_for() {
     oarlock.receivers.push(receiver);
     oarlock.workers.push(worker);
     let reply = oarlock.posts(&Classic::payment_succeeded(ANN).signed_by(&oarlock.signer)).await;
-    assert!(reply.status == 503 && reply.took < Duration::from_millis(700), "{reply:?}");
+    assert!(reply.status == 503 && reply.took < Duration::from_secs(3), "{reply:?}");
     oarlock.database.comes_back().await;
     oarlock.receiver().ready().await;
     oarlock.worker().ready().await;
@@ -654,8 +648,8 @@ async fn an_alert_that_cannot_be_planned_holds_up_nobody() {
 async fn an_action_that_kills_its_workers_is_buried() {
     let mut oarlock = Settings::default()
         .set("OARLOCK_WORKER__MAX_ATTEMPTS", "2")
-        .set("OARLOCK_WORKER__LEASE", "500ms")
-        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "400ms")
+        .set("OARLOCK_WORKER__LEASE", "4s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "3900ms")
         .set("OARLOCK_WORKER__POLL_INTERVAL", "100ms")
         .without("jira")
         .start()

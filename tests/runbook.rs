@@ -389,8 +389,8 @@ async fn pause_jira_for_maintenance(section: &mut Section) {
 
 async fn postgres_failed_over(section: &mut Section) {
     let mut oarlock = Settings::default()
-        .set("OARLOCK_WORKER__LEASE", "1s")
-        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "800ms")
+        .set("OARLOCK_WORKER__LEASE", "4s")
+        .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "3s")
         .without("slack")
         .start()
         .await;

@@ -136,9 +136,10 @@ pub async fn claim(
             and a.id <> all (array(select id from chosen))
           order by a.run_at limit 1
         ), probe as (
-          -- Another worker that is about to probe as well waits for this row, and then finds it taken.
+          -- Another worker that is about to probe as well waits for this row, and then finds it taken. What is buried tries nothing.
           update destination set probe_until = now() + $3
-          where name = $1 and probing and (probe_until is null or probe_until <= now()) and exists (select from chosen)
+          where name = $1 and probing and (probe_until is null or probe_until <= now())
+            and exists (select from chosen c where not (c.status = 'running' and c.attempts >= $5))
           returning name
         ), buried as (
           -- Also by an array of the ids, here and below: so each row is found by its id, whatever Postgres believes of the table.

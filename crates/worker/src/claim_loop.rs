@@ -63,6 +63,9 @@ pub struct State {
 pub type Recordable = (Finished, Option<Slot>);
 
 impl Loop {
+    /// So many conflicts in a row are none of workers with each other.
+    const TRIES: u32 = 5;
+
     /// Claims and runs until it is told to stop; then lets what runs finish, and hands back what does not in time.
     pub async fn run(self: Arc<Self>) {
         let mut patience = Patience::default();
@@ -140,13 +143,17 @@ impl Loop {
 
     /// Claims what is due; the time is the one from which the leases count at the latest.
     async fn claim(&self, room: usize, from: Option<DateTime<Utc>>) -> Result<(Instant, Claimed), sqlx::Error> {
+        let mut tries = 0..Self::TRIES;
         loop {
             // The lease counts from within the statement: a little later than now, so this errs on the safe side.
             let now = Instant::now();
             match claim::claim(&self.pool, self.destination, limit(room), from, &self.terms).await {
                 Ok(claimed) => return Ok((now, claimed)),
-                // Another worker claimed for the same customer in this instant: look again, it is visible now.
-                Err(error) if is_conflict(&error) => tokio::time::sleep(AFTER_A_CONFLICT).await,
+                // Another worker claimed for the same customer in this instant: look again, it is visible now. Unless somebody
+                // holds the alert of an action that is to be buried, which takes a while.
+                Err(error) if is_conflict(&error) && tries.next().is_some() => {
+                    tokio::time::sleep(AFTER_A_CONFLICT).await;
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -57,13 +57,15 @@ pub(crate) fn without_addresses(text: &str) -> String {
     // A control character would be refused by Postgres (NUL) or garble a log.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let is_break =
-        |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '(' | ')' | '[' | ']' | ',' | ';' | ':');
+        |c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '(' | ')' | '[' | ']' | ',' | ';' | ':');
     let mut clean = String::new();
     for word in text.split_inclusive(is_break) {
         let bare = word.trim_end_matches(is_break);
         if bare.contains('@') || bare.to_ascii_lowercase().contains("%40") {
-            clean.push_str("(address)");
-            clean.push_str(&word[bare.len()..]);
+            // An address may have one inside: o'brien@example.com.
+            let (begins, ends) = (bare.starts_with('\''), bare.ends_with('\''));
+            let quote = |is_there: bool| if is_there { "'" } else { "" };
+            clean.extend([quote(begins), "(address)", quote(ends), &word[bare.len()..]]);
         } else {
             clean.push_str(word);
         }
@@ -83,6 +85,7 @@ mod tests {
             "Cannot add user '(address)' to group 'support'"
         );
         assert_eq!(said("bad email:ann@example.com, sorry"), "bad email:(address), sorry");
+        assert_eq!(said("no user 'o'brien@example.com', nor mo'@example.com"), "no user '(address)', nor (address)");
         assert_eq!(said("GET /user?query=ann%40example.com failed"), "GET (address) failed");
         assert_eq!(said("two\n lines, a\0nul"), "two lines, a nul");
         assert_eq!(said(&"x".repeat(1000)).len(), 300);
