@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::received::{email, end_of, identifier, time};
+use crate::received::{classic_email, email, end_of, identifier, time};
 use crate::{AlertName, Source, TraceParent};
 
 /// An alert taken up for planning.
@@ -126,9 +126,7 @@ fn classic(alert_name: &str, payload: &Value) -> Says {
         (old != new).then_some(NewAddress::Classic { old, new })
     };
     Says {
-        email: ["email", "customer_email_address", "new_customer_email", "customer_email"]
-            .into_iter()
-            .find_map(|name| get(name).and_then(email)),
+        email: classic_email(get),
         customer_id: None,
         about_subscription: is_subscription,
         subscription: is_subscription.then(state).flatten(),

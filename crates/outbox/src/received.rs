@@ -64,9 +64,7 @@ impl NewAlert {
             alert_id: get("alert_id").and_then(identifier).ok_or(Malformed::NoId("alert_id"))?,
             alert_name: get("alert_name").map_or_else(|| "unknown".to_owned(), |name| cut(name, 100)),
             occurred_at: get("event_time").and_then(time),
-            email: ["email", "customer_email_address", "new_customer_email", "customer_email"]
-                .into_iter()
-                .find_map(|name| get(name).and_then(email)),
+            email: classic_email(get),
             subscription_id: get("subscription_id").and_then(identifier),
             mended_payload: (!is_plain).then(|| object_of(&fields).to_string()),
             body,
@@ -132,6 +130,12 @@ pub(crate) fn email(text: &str) -> Option<String> {
         && text.len() <= 254
         && !text.contains(|c: char| c.is_whitespace() || c.is_control());
     sane.then(|| text.to_lowercase())
+}
+
+/// Whom a Classic alert is about, of its fields: each kind of alert has another one.
+pub(crate) fn classic_email<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+    let names = ["email", "customer_email_address", "new_customer_email", "customer_email"];
+    names.into_iter().find_map(|name| get(name).and_then(email))
 }
 
 /// `2020-08-12 02:13:06` (Classic: UTC, whole seconds) or RFC 3339 (Billing: with up to nanoseconds).
