@@ -677,6 +677,34 @@ async fn an_action_that_kills_its_workers_is_buried() {
     );
 }
 
+/// While a destination is tried by one action at a time, one that is buried is none of them: the next one's turn is now.
+#[tokio::test]
+async fn a_burial_is_no_probe() {
+    let mut oarlock = Settings::default().without("jira").set("OARLOCK_WORKER__MAX_ATTEMPTS", "2").start().await;
+    oarlock.sql("update destination set paused_until = 'infinity' where name = 'slack'").await;
+    for email in [ANN, "bob@example.com"] {
+        oarlock.paddle_sends(&Classic::payment_succeeded(email)).await;
+    }
+    oarlock.until("both are planned", "select count(*) = 2 from outbox_action").await;
+    oarlock.workers.remove(0).stops().await;
+    oarlock
+        .sets_up(
+            "update outbox_action set status = 'running', attempts = 2, claim_token = gen_random_uuid(), claimed_by = 'gone', run_at = now()
+             where email = 'ann@example.com';
+             update destination set paused_until = null, probing = true where name = 'slack'",
+        )
+        .await;
+    oarlock.start_worker().await;
+    // Sooner than the lease of a probe is over.
+    oarlock.sees("the next one is called for", |sandbox| sandbox.slack().invited("bob@example.com")).await;
+    oarlock.settles().await;
+    assert_eq!(
+        oarlock.value::<String>("select status from outbox_action where email = 'ann@example.com'").await,
+        "dead"
+    );
+    assert!(oarlock.value::<bool>("select not probing from destination where name = 'slack'").await);
+}
+
 /// An action that alone meets a wrong configuration stands back behind the others, and does not keep the pause for them.
 #[tokio::test]
 async fn one_action_that_is_wrong_by_itself_does_not_hold_up_the_others() {
