@@ -4,7 +4,7 @@
 --
 --   oarlock_owner     owns the tables and migrates
 --   oarlock_receiver  stores alerts, and can read none
---   oarlock_worker    plans and acts; reads what alerts say, not their signatures
+--   oarlock_worker    plans and acts; reads what alerts say, and stores none
 --   oarlock_operator  reads all but what was received; replays, pauses, discards, reconciles, forgets
 
 -- Of the receiver.
