@@ -476,8 +476,7 @@ end $$;
 
 -- Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now. Call it with their
 -- rows in customer locked: whoever writes that payment has come back locks them too, and so one of the two sees the other.
--- Whoever replays by SQL locks in another order, and is not the one to give way.
-create function invite_the_owed(customers text[]) returns void language plpgsql set lock_timeout = '300ms' as $$
+create function invite_the_owed(customers text[]) returns void language plpgsql as $$
 begin
   update outbox_action a set status = 'pending'
   where a.subject = any (customers) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged'
@@ -487,7 +486,7 @@ end $$;
 -- The addresses of these customers of Billing are known now: their look-ups that wait, or that failed, need no call any more,
 -- and the alerts that waited for them can be planned. A look-up that is under way is touched, so that its end cannot be recorded
 -- without seeing what this transaction writes.
-create function answer_look_ups(customers text[]) returns void language plpgsql set lock_timeout = '300ms' as $$
+create function answer_look_ups(customers text[]) returns void language plpgsql as $$
 declare
   alerts uuid[];
 begin
@@ -516,8 +515,8 @@ end $$;
 -- What was tied to an action at its claim shares its end. A function, since what waits for Postgres between two statements of
 -- a transaction waits for longer than the statements take; each statement in it sees what was committed before it began.
 --
--- Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, and long before
--- Postgres looks for deadlocks and lets the operator's statement fail.
+-- Whoever replays by SQL locks in an order of their own. If the two wait for each other it is we who give way, here as in the
+-- planner's transaction, and long before Postgres looks for deadlocks and lets the operator's statement fail.
 create function outbox_record(
   ids uuid[], tokens uuid[], statuses text[], outcomes text[], errors text[], delays_ms bigint[], are_counted bool[],
   starts_ms_ago bigint[], durations_ms bigint[], http_statuses integer[], attempt_errors text[], stand_back bool[], are_used_up bool[],

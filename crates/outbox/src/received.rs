@@ -177,6 +177,8 @@ fn cut(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn classic(fields: &[(&str, &str)]) -> Result<NewAlert, Malformed> {
@@ -214,6 +216,19 @@ mod tests {
         let alert = NewAlert::classic(&fields, "sig".into(), "raw\0".into()).unwrap();
         assert_eq!(alert.mended_payload.unwrap(), "{\"alert_id\":\"1\",\"name\":\"a\u{fffd}b\u{fffd}\"}");
         assert_eq!(alert.body, "raw\0");
+    }
+
+    #[test]
+    fn what_a_stored_body_says() {
+        let check = |source, body: &str, mended, expected| {
+            assert_eq!(payload_of(source, body.as_bytes(), mended), expected, "{body}");
+        };
+        let form = "p_signature=c2ln&b=x+%C3%A9%26&a=&flag&c=%ZZ";
+        check(Source::Classic, form, None, json!({"a": "", "b": "x é&", "c": "%ZZ", "flag": ""}));
+        check(Source::Classic, form, Some(json!({"a": "b"})), json!({"a": "b"}));
+        check(Source::Billing, r#"{"data": {"id": "sub_1", "n": 1}}"#, None, json!({"data": {"id": "sub_1", "n": 1}}));
+        check(Source::Classic, "", None, json!({}));
+        check(Source::Billing, "", None, Value::Null);
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Loop {
             () = self.shutdown.cancelled() => None,
             slot = self.slots.slot(place, claimed) => slot,
         };
-        let Some(slot) = slot else { return self.hand_back(claim).await };
+        let Some(slot) = slot else { return self.hand_back(claim, None, None).await };
         let opening = Opening::after(claim.alert.trace_parent);
         // There whatever level is asked for: it says which action a warning is about.
         let span = tracing::error_span!(
@@ -195,7 +195,12 @@ impl Loop {
             let started = Instant::now();
             let ended = tokio::select! {
                 ended = http::traced(parent, act::act(&self.pool, &self.vendors, &claim, claimed + self.run_time)) => ended,
-                () = self.state.hand_back.cancelled() => return self.cut_off(claim, started, slot).await,
+                () = self.state.hand_back.cancelled() => {
+                    // A call may have been made, and may have done its work.
+                    let error = Some("cut off when the worker stopped".to_owned());
+                    let attempt = Attempt { started, ended: Instant::now(), http_status: None, error };
+                    return self.hand_back(claim, Some(attempt), Some(slot)).await;
+                }
             };
             if let Some(finished) = self.finish(claim, ended).await {
                 self.record(finished, Some(slot)).await;
@@ -206,19 +211,11 @@ impl Loop {
     }
 
     /// As if it had not been claimed.
-    async fn hand_back(&self, claim: Claim) {
+    async fn hand_back(&self, claim: Claim, attempt: Option<Attempt>, slot: Option<Slot>) {
         self.note_probe(&claim, false).await;
-        let verdict = Verdict::HandedBack { after: Duration::ZERO, error: None };
-        self.record(Finished::new(claim, verdict, None), None).await;
-    }
-
-    /// Hands back what runs: a call may have been made, and may have done its work.
-    async fn cut_off(&self, claim: Claim, started: Instant, slot: Slot) {
-        self.note_probe(&claim, false).await;
-        let error = Some("cut off when the worker stopped".to_owned());
-        let attempt = Attempt { started, ended: Instant::now(), http_status: None, error: error.clone() };
+        let error = attempt.as_ref().and_then(|attempt| attempt.error.clone());
         let verdict = Verdict::HandedBack { after: Duration::ZERO, error };
-        self.record(Finished::new(claim, verdict, Some(attempt)), Some(slot)).await;
+        self.record(Finished::new(claim, verdict, attempt), slot).await;
     }
 
     async fn record(&self, finished: Finished, slot: Option<Slot>) {
