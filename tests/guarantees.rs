@@ -206,7 +206,7 @@ async fn apart() {
     );
     // And the receiver answers as ever.
     let reply = oarlock.posts(&Classic::payment_succeeded(ANN).signed_by(&oarlock.signer)).await;
-    assert!(reply.status == 200 && reply.took < Duration::from_secs(4), "{reply:?}");
+    assert!(reply.status == 200 && reply.took < Duration::from_secs(1), "{reply:?}");
     oarlock.slack().clear_faults();
     oarlock.settles().await;
     assert!(

@@ -618,7 +618,7 @@ async fn a_body_over_the_limit_is_answered_413() {
     for length in ["20000000", "18446744073709551615"] {
         let (status, took) = raw(&oarlock, &[head(&over, &format!("Content-Length: {length}"))]).await;
         assert_eq!(status, 413, "{length}");
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
     }
     assert_eq!(alerts(&oarlock, "billing", "other", "too_large").await, 4.0);
     accepted(&oarlock, &classic(&oarlock, &Classic::payment_succeeded(ANN))).await;
@@ -660,7 +660,7 @@ async fn another_path_is_answered_404() {
 
 /// How long the receiver is given below, and how much later its answer may get here on a busy machine.
 const ACK_TIMEOUT: Duration = Duration::from_millis(700);
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_millis(500);
 
 fn impatient() -> Settings {
     receiver().set("OARLOCK_RECEIVER__ACK_TIMEOUT", "700ms")
@@ -683,11 +683,11 @@ async fn a_database_that_is_away_is_answered_503() {
     let alert = classic(&oarlock, &Classic::payment_succeeded(ANN));
     oarlock.database.goes_away().await;
     let mut times = Vec::new();
-    // However busy the machine is, not each time.
-    while !times.iter().any(|took| *took <= ACK_TIMEOUT) {
-        assert!(times.len() < 20, "{times:?}");
+    for _ in 0..3 {
         times.push(put_off(&oarlock, &alert).await);
     }
+    // However busy the machine is, not each time.
+    assert!(times.iter().any(|took| *took <= ACK_TIMEOUT), "{times:?}");
     assert_eq!(oarlock.receiver().admin("/healthz").await.0, 200);
     assert_eq!(oarlock.receiver().admin("/readyz").await.0, 503);
     // What is wrong with the alert itself is said all the same: it needs no database.
@@ -696,7 +696,7 @@ async fn a_database_that_is_away_is_answered_503() {
     oarlock.database.comes_back().await;
     until_accepted(&oarlock, &alert).await;
     assert_eq!(stored(&oarlock).await, 1);
-    assert_eq!(alerts(&oarlock, "classic", "payment_succeeded", "unavailable").await, times.len() as f64);
+    assert_eq!(alerts(&oarlock, "classic", "payment_succeeded", "unavailable").await, 3.0);
 }
 
 #[tokio::test]
