@@ -5,6 +5,7 @@
 //! for another thread to wake up, and while one thread's commit waits for the disk the others go on. Queues are bounded, in
 //! alerts and all together in bytes; what does not fit is refused at once.
 
+use std::iter;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::signature::Verified;
@@ -104,7 +105,7 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
     let Common { commits_under_way, news, .. } = common;
     let mut connection = pool.keep();
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+    while gather(&mut waiting, &mut batch).await {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
         batch.retain(|waiting| !waiting.answer.is_closed());
         if !batch.is_empty() {
@@ -118,6 +119,20 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
             }
         }
     }
+}
+
+/// Waits for an alert, and then for those of all requests that have come to this thread by now; returns whether there are any.
+///
+/// While there is something to verify nobody waits for the disk in vain, and what a commit costs is shared by more alerts.
+async fn gather(waiting: &mut mpsc::Receiver<Waiting>, batch: &mut Vec<Waiting>) -> bool {
+    let mut come = waiting.recv_many(batch, BATCH).await;
+    while come > 0 {
+        yield_now().await;
+        let before = batch.len();
+        batch.extend(iter::from_fn(|| waiting.try_recv().ok()).take(BATCH - before));
+        come = batch.len() - before;
+    }
+    !batch.is_empty()
 }
 
 /// Tells the workers that there is news, beside the commits: once for however many there were meanwhile. In a burst there always
