@@ -1,20 +1,27 @@
 //! The loader: posts alerts over connections that stay open, with as little work as can be.
 //!
-//! It shares the machine with what it measures, so it is no general client: a request is bytes made beforehand, an answer
-//! is read for its status and its length, and each connection is a thread that writes once and reads once. That is two
-//! system calls and two switches an alert, some 20 µs of processor time; what it really took is in the report.
+//! It shares the machine with what it measures, so it is no general client: a request is bytes made beforehand, and an answer is
+//! read for its status and its length. At full load two threads look after the connections, as those of `pgbench` do: with a thread
+//! for each, every answer would be a switch to another one, at the expense of whoever answers. On a schedule each connection is a
+//! thread, which wakes up when it should. What it took is in the report.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
+use futures_util::future::try_join_all;
 use oarlock_sandbox::paddle::Signed;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::runtime;
+use tokio::time::timeout;
 
 use super::rig::CONNECTIONS;
 
+/// Threads at full load.
+const THREADS: usize = 2;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An alert as it goes over the wire, head and body.
@@ -42,43 +49,84 @@ impl Request {
 
 /// A connection to the receiver.
 #[derive(Debug)]
-pub(super) struct Connection {
-    stream: TcpStream,
-    /// An answer has some hundred bytes.
-    buffer: [u8; 2048],
-}
+pub(super) struct Connection(TcpStream);
 
 impl Connection {
     pub(super) fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).context("failed to connect to the receiver")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        Ok(Self { stream, buffer: [0; 2048] })
+        Ok(Self(stream))
     }
 
     /// Posts an alert; anything but 200 is an error.
     pub(super) fn post(&mut self, request: &Request) -> anyhow::Result<()> {
-        self.stream.write_all(&request.0).context("failed to post an alert")?;
-        match self.status().context("failed to read the answer to an alert")? {
-            200 => Ok(()),
-            status => bail!("an alert was answered {status}"),
+        self.0.write_all(&request.0).context(POSTING)?;
+        let mut answer = Answer::default();
+        loop {
+            let read = self.0.read(answer.room()).context(READING)?;
+            if answer.is_whole_after(read)? {
+                return Ok(());
+            }
         }
     }
 
-    /// Reads one answer to its end.
-    fn status(&mut self) -> io::Result<u16> {
-        let mut filled = 0;
+    /// The same connection, for a thread that looks after several.
+    fn shared(self) -> anyhow::Result<Shared> {
+        self.0.set_nonblocking(true)?;
+        Ok(Shared(tokio::net::TcpStream::from_std(self.0)?))
+    }
+}
+
+/// A connection that is not waited for alone.
+#[derive(Debug)]
+struct Shared(tokio::net::TcpStream);
+
+impl Shared {
+    /// Posts an alert; anything but 200 is an error.
+    async fn post(&mut self, request: &Request) -> anyhow::Result<()> {
+        self.0.write_all(&request.0).await.context(POSTING)?;
+        let mut answer = Answer::default();
         loop {
-            match self.stream.read(&mut self.buffer[filled..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => filled += read,
+            let read = timeout(TIMEOUT, self.0.read(answer.room())).await.context(READING)?.context(READING)?;
+            if answer.is_whole_after(read)? {
+                return Ok(());
             }
-            let answer = &self.buffer[..filled];
-            if let Some((status, length)) = answer_of(answer)
-                && filled >= length
-            {
-                return Ok(status);
-            }
+        }
+    }
+}
+
+const POSTING: &str = "failed to post an alert";
+const READING: &str = "failed to read the answer to an alert";
+
+/// As much of an answer as has been read.
+#[derive(Debug)]
+struct Answer {
+    /// An answer has some hundred bytes.
+    buffer: [u8; 2048],
+    filled: usize,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self { buffer: [0; 2048], filled: 0 }
+    }
+}
+
+impl Answer {
+    /// Where to read what comes next.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.filled..]
+    }
+
+    /// Whether it is whole with what was read now; anything but 200 is an error, and so is an end before it.
+    fn is_whole_after(&mut self, read: usize) -> anyhow::Result<bool> {
+        ensure!(read > 0, "a connection was closed instead of an answer");
+        self.filled += read;
+        match answer_of(&self.buffer[..self.filled]) {
+            Some((status, _)) if status != 200 => bail!("an alert was answered {status}"),
+            Some((_, length)) => Ok(self.filled >= length),
+            None => Ok(false),
         }
     }
 }
@@ -98,22 +146,29 @@ fn answer_of(answer: &[u8]) -> Option<(u16, usize)> {
 /// Posts all alerts, as many at a time as there are connections, each as soon as the one before it is answered. Returns how
 /// long that took.
 pub(super) fn closed_loop(address: SocketAddr, requests: &[Request]) -> anyhow::Result<Duration> {
-    let next = AtomicUsize::new(0);
-    let took = on_every_connection(address, |connection| {
-        while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-            connection.post(request)?;
-        }
-        Ok(())
+    let mut connections = connect(address)?.into_iter();
+    let shares: Vec<Vec<_>> =
+        (0..THREADS).map(|_| connections.by_ref().take(CONNECTIONS / THREADS).collect()).collect();
+    let (next, started) = (AtomicUsize::new(0), Instant::now());
+    on_threads(shares, |share| {
+        let posting = share.into_iter().map(async |connection| {
+            let mut connection = connection.shared()?;
+            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                connection.post(request).await?;
+            }
+            anyhow::Ok(())
+        });
+        runtime::Builder::new_current_thread().enable_all().build()?.block_on(try_join_all(posting))
     })?;
-    Ok(took.0)
+    Ok(started.elapsed())
 }
 
 /// Posts all alerts on a schedule that a slow receiver does not slow down. Returns how long after it was due each was
 /// answered, in no order: a stall counts in full for each alert that was due in it.
 pub(super) fn open_loop(address: SocketAddr, requests: &[Request], per_second: u32) -> anyhow::Result<Vec<Duration>> {
-    let next = AtomicUsize::new(0);
-    let started = Instant::now() + Duration::from_millis(20);
-    let (_, latencies) = on_every_connection(address, |connection| {
+    let connections = connect(address)?;
+    let (next, started) = (AtomicUsize::new(0), Instant::now() + Duration::from_millis(20));
+    let latencies = on_threads(connections, |mut connection| {
         let mut latencies = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -124,24 +179,22 @@ pub(super) fn open_loop(address: SocketAddr, requests: &[Request], per_second: u
             latencies.push(due.elapsed());
         }
     })?;
-    Ok(latencies.into_iter().flatten().collect())
+    Ok(latencies.concat())
 }
 
-/// Runs `work` on every connection at once; how long that took without the connecting, and what each brought.
-fn on_every_connection<T: Send>(
-    address: SocketAddr,
-    work: impl Fn(&mut Connection) -> anyhow::Result<T> + Sync,
-) -> anyhow::Result<(Duration, Vec<T>)> {
-    let connections: Vec<_> = (0..CONNECTIONS).map(|_| Connection::open(address)).collect::<Result<_, _>>()?;
-    let (work, started) = (&work, Instant::now());
+fn connect(address: SocketAddr) -> anyhow::Result<Vec<Connection>> {
+    (0..CONNECTIONS).map(|_| Connection::open(address)).collect()
+}
+
+/// Runs `work` on a thread for each of `each`, all at once; what they brought.
+fn on_threads<T: Send, R: Send>(each: Vec<T>, work: impl Fn(T) -> anyhow::Result<R> + Sync) -> anyhow::Result<Vec<R>> {
+    let work = &work;
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            connections.into_iter().map(|mut connection| scope.spawn(move || work(&mut connection))).collect();
-        let results: Result<Vec<T>, _> = threads
+        let threads: Vec<_> = each.into_iter().map(|one| scope.spawn(move || work(one))).collect();
+        threads
             .into_iter()
             .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the loader panicked"))?)
-            .collect();
-        results.map(|results| (started.elapsed(), results))
+            .collect()
     })
 }
 
