@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use chrono::{Duration as Span, Utc};
+use chrono::{Duration as Span, SubsecRound as _, Utc};
 use oarlock_sandbox::paddle::history::{Generation, Happens, Household, Step};
 use oarlock_sandbox::paddle::{Billing, BillingSigner, Classic};
 use oarlock_sandbox::{Fault, Service};
@@ -157,7 +157,8 @@ async fn who_is_reconciled_is_looked_at_anew() {
 async fn a_cancelled_subscription_lasts_until_its_end() {
     let oarlock = Oarlock::start().await;
     let group = oarlock.jira().group("commercial-support");
-    let end = Utc::now() + Span::days(30);
+    // An alert tells whole seconds.
+    let end = (Utc::now() + Span::days(30)).trunc_subsecs(0);
     oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::days(1))).await;
     oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ends_at(end)).await;
     oarlock.settles().await;
