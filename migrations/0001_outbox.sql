@@ -454,7 +454,7 @@ begin
   set status = s.status,
       finished_at = case s.status when 'pending' then null else clock_timestamp() end
   from s
-  where o.id = s.outbox_id and o.id = any (alerts) and o.status <> s.status and not o.to_plan
+  where o.id = any (array[s.outbox_id]) and o.status <> s.status and not o.to_plan
     -- What ended by itself, before any action could end it, is not the actions' to say.
     and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null);
 end $$;
@@ -576,7 +576,7 @@ begin
         finished_at = case when r.status <> 'pending' then clock_timestamp() end,
         claim_token = null, claimed_by = null
     from result r, destination d
-    where a.id = r.id and a.id = any (ids) and a.claim_token = r.token and d.name = a.destination
+    where a.id = any (array[r.id]) and a.claim_token = r.token and d.name = a.destination
     returning a.id, a.outbox_id, a.kind, a.status, a.last_error, a.run_at, a.attempts,
               r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
   ), follower as (
@@ -598,7 +598,7 @@ begin
         finished_at = case when w.status <> 'pending' then clock_timestamp() end,
         leader_id = case when w.status <> 'pending' then f.leader_id end
     from follower w join leader l on l.id = w.leader_id
-    where f.id = w.id and f.id = any (array(select id from follower)) and f.leader_id = l.id and f.status = 'pending'
+    where f.id = any (array[w.id]) and f.leader_id = l.id and f.status = 'pending'
     returning f.outbox_id, f.kind, f.status
   ), history as (
     insert into outbox_attempt (action_id, attempt, started_at, duration_ms, http_status, error)

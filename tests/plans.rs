@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use oarlock_sandbox::Sandbox;
 use oarlock_sandbox::paddle::Classic;
-use oarlock_tests::{Oarlock, Settings};
+use oarlock_tests::{Database, Oarlock, Settings};
 
 /// A busy season: 1,000,000 alerts that are finished, 500,000 whose action waits for its time (an end of access in some weeks, a
 /// retry in some hours), 100,000 dead ones.
@@ -153,6 +153,50 @@ async fn a_worker_that_started_with_empty_tables_reads_no_more_later() {
     let each = through_indexes / BACKLOG;
     println!("after a start with empty tables: {each} rows an alert through indexes");
     assert!(each < 150, "{each} rows were read for each alert");
+}
+
+/// What is written together is found row by row: not each row by comparing it with all the others.
+#[tokio::test]
+async fn a_large_batch_is_not_compared_with_itself() {
+    const BACKLOG: i64 = 1_000;
+    const COMPARED_AT_MOST: u64 = 1_000;
+    let database = Database::create().await;
+    // Postgres tells the worker what it has done for it, and the worker tells it in its log.
+    let explained = [
+        "session_preload_libraries]=auto_explain",
+        "auto_explain.log_min_duration]=0",
+        "auto_explain.log_analyze]=on",
+        "auto_explain.log_timing]=off",
+        "auto_explain.log_nested_statements]=on",
+        "auto_explain.log_level]=notice",
+    ];
+    let url = explained.iter().fold(database.url().to_owned(), |url, option| format!("{url}&options[{option}"));
+    let settings = Settings::default().database_url(url).workers(0).without("JIRA").set("RUST_LOG", "info");
+    let mut oarlock = settings.set("OARLOCK_WORKER__CONCURRENCY", "128").start_on(database).await;
+    sqlx::query(
+        "insert into outbox (id, source, alert_id, alert_name, email, raw_body, raw_signature)
+         select gen_random_uuid(), 'classic', n, 'payment_succeeded', n || '@example.com',
+                convert_to('email=' || n || '%40example.com', 'UTF8'), ''
+         from generate_series(1, $1) n",
+    )
+    .bind(BACKLOG)
+    .execute(oarlock.pool())
+    .await
+    .expect("the statement is right");
+    oarlock.start_worker().await;
+    oarlock.settles().await;
+    let exit = oarlock.workers.remove(0).stops().await;
+    let counts = |what: &'static str| {
+        exit.output.split(what).skip(1).map(|rest| {
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+            digits.parse::<u64>().expect("a number")
+        })
+    };
+    let [written, compared] =
+        ["rows=", "Rows Removed by Join Filter: "].map(|what| counts(what).max().unwrap_or_default());
+    println!("{written} rows at most in a step, {compared} pairs of rows compared in vain");
+    assert!(written >= 100 && exit.output.contains("Query Text: select outbox_record"), "{}", exit.output);
+    assert!(compared <= COMPARED_AT_MOST, "{compared} pairs of rows were compared in vain\n{}", exit.output);
 }
 
 /// After an outage there are more dead letters than Postgres has statistics of.

@@ -142,17 +142,16 @@ pub async fn claim(
             and exists (select from chosen c where not (c.status = 'running' and c.attempts >= $5))
           returning name
         ), buried as (
-          -- Also by an array of the ids, here and below: so each row is found by its id, whatever Postgres believes of the table.
           update outbox_action a
           set status = 'dead', finished_at = clock_timestamp(), claim_token = null, claimed_by = null,
               last_error = 'its worker vanished amid the last of ' || a.attempts || ' attempts'
-          from chosen c where a.id = c.id and a.id = any (array(select id from chosen)) and c.status = 'running' and c.attempts >= $5
+          from chosen c where a.id = any (array[c.id]) and c.status = 'running' and c.attempts >= $5
           returning a.id, a.kind
         ), claimed as (
           update outbox_action a
           set status = 'running', attempts = a.attempts + 1, run_at = now() + $3, claim_token = $4, claimed_by = $6, leader_id = null
           from chosen c
-          where a.id = c.id and a.id = any (array(select id from chosen)) and not (c.status = 'running' and c.attempts >= $5)
+          where a.id = any (array[c.id]) and not (c.status = 'running' and c.attempts >= $5)
             and (exists (select from probe) or not (select probing from gate))
           returning a.id, a.outbox_id, a.kind, a.subject, a.attempts, a.while_paid
         ), vanished as (
@@ -169,7 +168,7 @@ pub async fn claim(
               and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
             for update skip locked) f
         ), tied as (
-          update outbox_action a set leader_id = f.leader_id from follower f where a.id = f.id and a.id = any (array(select id from follower))
+          update outbox_action a set leader_id = f.leader_id from follower f where a.id = any (array[f.id])
         )
         select c.id as "id!", c.kind as "kind!", c.subject as "subject!", c.attempts as "attempts!", c.while_paid as "while_paid!",
                o.id as "outbox_id!", o.source as "source!", o.alert_id as "alert_id!", o.trace_parent,

@@ -52,6 +52,9 @@ pub const CHANNEL: &str = "oarlock";
 /// How the worker's statements are to be planned, said once on each connection: row by row, through the index that was made
 /// for it, with one plan for all values. What Postgres believes of a queue's tables is always of another hour: a plan made
 /// while they were empty must be right when they hold millions, and then planning each statement anew is for nothing.
+///
+/// What a statement changes it finds by `id = any (array[list.id])`: an equality of two columns might be turned round, and lead
+/// through the whole table, or each row might be compared with the whole list. This can only be looked up, row by row.
 pub const BY_INDEX: &str =
     "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off;
     set enable_hashjoin = off; set enable_mergejoin = off; set jit = off";

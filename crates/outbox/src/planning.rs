@@ -468,7 +468,7 @@ async fn write(
           set to_plan = false, email = coalesce(new.email, o.email), status = new.status, last_error = new.error,
               finished_at = case when new.status <> 'pending' then clock_timestamp() end
           from unnest($34::uuid[], $35::text[], $36::text[], $37::text[]) as new (id, email, status, error)
-          where o.id = new.id and o.id = any($34)
+          where o.id = any (array[new.id])
         )
         -- A claim is on disk before anybody is called; a plan that is lost is only made again.
         select id from actions
