@@ -5,6 +5,7 @@
 //! | [`run`] | the listeners are opened, served and closed |
 //! | `request` | each request has an id, a place in a trace, and a span |
 //! | [`webhook`] | a request becomes an answer |
+//! | [`body`] | a body is read, as far as there is room |
 //! | [`signature`] | a body is proved to be Paddle's |
 //! | [`intake`] | verified alerts are committed, many at a time |
 //!
@@ -12,6 +13,7 @@
 
 mod request;
 
+pub mod body;
 pub mod intake;
 pub mod metrics;
 pub mod run;

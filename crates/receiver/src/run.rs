@@ -16,6 +16,7 @@ use oarlock_service::{admin, database};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::body::Room;
 use crate::intake::{Common, Intake};
 use crate::metrics::Metrics;
 use crate::request::{self, Stopping};
@@ -80,14 +81,14 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let admin = tokio::spawn(admin::serve(admin_listener, pool.clone(), registry, || async {}, stopped.clone()));
 
     let (common, waking) = Common::new(pool.clone());
-    let verifier = Arc::new(verifier);
+    let (verifier, room) = (Arc::new(verifier), Room::new(config.max_body_bytes));
     let (path, stopping) = (config.path.clone(), shutdown.clone());
     let server = HttpServer::new(move || {
         let webhook = Webhook {
             verifier: Arc::clone(&verifier),
             intake: Intake::start(pool.apart(1), common.clone()),
             metrics: metrics.clone(),
-            max_body_bytes: config.max_body_bytes,
+            room: room.clone(),
             ack_timeout: config.ack_timeout,
         };
         App::new()

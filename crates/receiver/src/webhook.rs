@@ -14,6 +14,7 @@ use oarlock_service::trace;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
+use crate::body::{Body, Room, Unread};
 use crate::intake::{Intake, Unavailable};
 use crate::metrics::{Metrics, Outcome};
 use crate::signature::{Refusal, Verifier};
@@ -24,7 +25,7 @@ pub struct Webhook {
     pub verifier: Arc<Verifier>,
     pub intake: Intake,
     pub metrics: Metrics,
-    pub max_body_bytes: usize,
+    pub room: Room,
     pub ack_timeout: Duration,
 }
 
@@ -45,15 +46,18 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
     let signature = (signatures.next(), signatures.next());
     let source = if signature.0.is_some() { Source::Billing } else { Source::Classic };
 
-    let length =
+    let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > webhook.max_body_bytes) {
-        return too_large(&webhook, source);
-    }
-    let body = match timeout_at(deadline, payload.to_bytes_limited(webhook.max_body_bytes)).await {
-        Ok(Ok(Ok(body))) => body,
-        Ok(Err(_)) => return too_large(&webhook, source),
-        Ok(Ok(Err(error))) => {
+    let read = timeout_at(deadline, webhook.room.read(payload, announced)).await;
+    let Body { bytes: body, room: _room } = match read {
+        Ok(Ok(body)) => body,
+        Ok(Err(Unread::TooLarge)) => return too_large(&webhook, source),
+        Ok(Err(reason @ Unread::NoRoom)) => {
+            tracing::warn!(source = source.as_str(), %reason, "a body could not be read; Paddle will send it again");
+            webhook.metrics.count(source, None, Outcome::Unavailable);
+            return unavailable();
+        }
+        Ok(Err(Unread::BrokeOff(error))) => {
             tracing::info!(source = source.as_str(), %error, "a body broke off");
             webhook.metrics.count(source, None, Outcome::Malformed);
             return answer(StatusCode::BAD_REQUEST);
@@ -101,13 +105,10 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
             );
             Outcome::Mismatch
         }
-        Err(unavailable) => {
-            tracing::warn!(source = source.as_str(), alert_id, reason = %unavailable, "an alert could not be stored; Paddle will send it again");
+        Err(reason) => {
+            tracing::warn!(source = source.as_str(), alert_id, %reason, "an alert could not be stored; Paddle will send it again");
             webhook.metrics.count(source, name, Outcome::Unavailable);
-            return HttpResponse::ServiceUnavailable()
-                .insert_header((header::RETRY_AFTER, RETRY_AFTER))
-                .content_type(TEXT)
-                .body("Service Unavailable\n");
+            return unavailable();
         }
     };
     webhook.metrics.count(source, name, outcome);
@@ -135,6 +136,12 @@ fn answer(status: StatusCode) -> HttpResponse {
         .body(format!("{}\n", status.canonical_reason().unwrap_or("Error")))
 }
 
+fn unavailable() -> HttpResponse {
+    let mut response = answer(StatusCode::SERVICE_UNAVAILABLE);
+    response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER));
+    response
+}
+
 fn refuse(webhook: &Webhook, source: Source, refusal: &Refusal, body_bytes: usize) -> HttpResponse {
     let (status, outcome, is_ours_to_mend) = match refusal {
         Refusal::NotConfigured | Refusal::OutsideTolerance { .. } => (StatusCode::FORBIDDEN, Outcome::Refused, true),
@@ -159,7 +166,7 @@ fn refuse(webhook: &Webhook, source: Source, refusal: &Refusal, body_bytes: usiz
 fn too_large(webhook: &Webhook, source: Source) -> HttpResponse {
     tracing::warn!(
         source = source.as_str(),
-        limit_bytes = webhook.max_body_bytes,
+        limit_bytes = webhook.room.most(),
         "a body is over receiver.max_body_bytes"
     );
     webhook.metrics.count(source, None, Outcome::TooLarge);
