@@ -17,22 +17,32 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// No alert has anything left to do. Cheap: the alerts that have are few when it is asked.
 pub(super) const SETTLED: &str = "select not exists (select from outbox where status = 'pending')";
 
+/// Calls in flight for a vendor that answers at once, beside the default, which is for one that takes its time.
+const MANY: &[(&str, &str)] = &[("OARLOCK_WORKER__CONCURRENCY", "128")];
+
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
-    let (mut single, mut hundreds, mut drained, mut costs) = (vec![], vec![], vec![], vec![]);
+    let [mut single, mut hundreds, mut drained, mut drained_by_many] = [vec![], vec![], vec![], vec![]];
+    let mut costs = vec![];
     for _ in 0..rig.rounds {
         single.push(baseline::single_rows(rig).await?);
-        let database = rig.cluster.database("drain").await?;
-        stored::backlog(&database, rig.sizes.alerts).await?;
-        let round_drained = drain(rig, &database, rig.sizes.alerts, SETTLED, "drained, one call each").await?;
-        drained.push(round_drained.per_second());
+        costs.clear();
+        let kinds =
+            [(&[][..], "drained, one call each", &mut drained), (MANY, "drained, 128 in flight", &mut drained_by_many)];
+        for (settings, what, rates) in kinds {
+            let database = rig.cluster.database("drain").await?;
+            stored::backlog(&database, rig.sizes.alerts).await?;
+            let round_drained = drain_by(settings, rig, &database, rig.sizes.alerts, SETTLED, what).await?;
+            rates.push(round_drained.per_second());
+            costs.push(round_drained.cost);
+        }
         hundreds.push(baseline::hundreds(rig).await?);
-        costs = vec![round_drained.cost];
     }
     let figures = vec![
         Figure::new("drain, one Slack call each", Unit::PerSecond, drained.clone())
             .beside(baseline::SINGLE, &single)
             .goal(Goal::RatioAtLeast(1.2)),
         Figure::new("drain, one Slack call each", Unit::PerSecond, drained).beside(baseline::HUNDREDS, &hundreds),
+        Figure::new("drain, 128 calls in flight", Unit::PerSecond, drained_by_many).beside(baseline::SINGLE, &single),
     ];
     Ok(Measured { figures, costs })
 }
@@ -58,11 +68,23 @@ pub(super) async fn drain(
     settled: &'static str,
     what: &'static str,
 ) -> anyhow::Result<Drained> {
+    drain_by(&[], rig, database, alerts, settled, what).await
+}
+
+/// The same by a worker with these settings.
+async fn drain_by(
+    settings: &[(&'static str, &str)],
+    rig: &Rig,
+    database: &Database,
+    alerts: usize,
+    settled: &'static str,
+    what: &'static str,
+) -> anyhow::Result<Drained> {
     let before = recorded(database).await?;
     rig.vendors.forget();
     let meter = Meter::start(database).await?;
     let started = Instant::now();
-    let worker = rig.worker(database, Calls::Slack, &[])?;
+    let worker = rig.worker(database, Calls::Slack, settings)?;
     let all_done = async {
         rig.vendors.slack().reach(alerts, PATIENCE).await?;
         database.until(settled).await
