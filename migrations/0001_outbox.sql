@@ -16,17 +16,17 @@ create table outbox (
   -- UUID version 7: sorts by arrival, so new rows go to the end of the index.
   id              uuid        primary key,
   -- Which generation of Paddle sent it.
-  source          text        not null,
+  source          text collate "C" not null,
   -- Paddle's own number of the alert (Classic alert_id, Billing event_id): what makes a repeat a repeat.
-  alert_id        text        not null,
+  alert_id        text collate "C" not null,
   alert_name      text        not null,
   -- When it happened, as the alert says; null where it says nothing we can read.
   occurred_at     timestamptz,
   received_at     timestamptz not null default clock_timestamp(),
   -- Lower-cased. A Billing alert names a customer id only: filled in once that is looked up.
-  email           text,
-  subscription_id text,
-  status          text        not null default 'pending',
+  email           text collate "C",
+  subscription_id text collate "C",
+  status          text collate "C" not null default 'pending',
   -- Set until the alert has been turned into actions (or found to need none).
   to_plan         boolean     not null default true,
   -- Why it is dead, when that is not an action's doing.
@@ -98,16 +98,16 @@ create index outbox_settled on outbox (finished_at) include (status) where statu
 create table outbox_action (
   id          uuid        primary key,
   outbox_id   uuid        not null references outbox (id) on delete cascade,
-  kind        text        not null,
+  kind        text collate "C" not null,
   -- Whom it calls: follows from the kind, so that the two cannot contradict each other.
-  destination text        not null generated always as (
+  destination text collate "C" not null generated always as (
                 case kind when 'slack_invite' then 'slack' when 'paddle_customer' then 'paddle' else 'jira' end) stored,
-  email       text,
+  email       text collate "C",
   -- Billing's customer id, for the look-up of the e-mail address.
-  customer_id text,
+  customer_id text collate "C",
   -- Whom it is about, whichever of the two says so.
-  subject     text        not null generated always as (coalesce(email, customer_id)) stored,
-  status      text        not null default 'pending',
+  subject     text collate "C" not null generated always as (coalesce(email, customer_id)) stored,
+  status      text collate "C" not null default 'pending',
   -- Of an alert about a subscription: done only while the customer has one that pays, whenever it is run or replayed.
   while_paid  boolean     not null default false,
   -- What was really done: 'invited', 'already invited', 'granted', 'revoked', 'unchanged', 'covered by <action id>'.
@@ -174,17 +174,17 @@ create index outbox_attempt_action on outbox_attempt (action_id);
 -- The ledger: what we know is paid for, computed from all that was told of a subscription (subscription_alert). So it
 -- cannot matter in which order it was told.
 create table subscription (
-  source          text        not null,
-  subscription_id text        not null,
-  email           text,
+  source          text collate "C" not null,
+  subscription_id text collate "C" not null,
+  email           text collate "C",
   -- Classic: the address that the alerts name, from which later changes of address lead on.
-  told_email      text,
+  told_email      text collate "C",
   -- Billing's customer id: an address that changes there changes here.
-  customer_id     text,
+  customer_id     text collate "C",
   -- Classic subscription_plan_id; Billing price and product ids.
   plans           text[]      not null default '{}',
   -- 'active', 'trialing', 'past_due', 'paused', or 'cancelled', which Classic calls deleted and Billing canceled.
-  status          text        not null,
+  status          text collate "C" not null,
   -- Access lasts until then; null is open-ended.
   entitled_until  timestamptz,
   -- Time of the newest alert applied.
@@ -202,19 +202,19 @@ create index subscription_customer on subscription (customer_id) where customer_
 
 -- What each alert said about a subscription. It outlives the alert in the outbox: a late alert is judged by all before it.
 create table subscription_alert (
-  source          text        not null,
-  subscription_id text        not null,
-  alert_id        text        not null,
+  source          text collate "C" not null,
+  subscription_id text collate "C" not null,
+  alert_id        text collate "C" not null,
   happened_at     timestamptz not null,
-  status          text        not null,
+  status          text collate "C" not null,
   -- The status it came from: what orders changes within the same second.
   old_status      text,
   plans           text[]      not null default '{}',
   -- When a cancellation takes effect.
   ends            timestamptz,
   full_refund     boolean     not null default false,
-  email           text,
-  customer_id     text,
+  email           text collate "C",
+  customer_id     text collate "C",
   primary key (source, subscription_id, alert_id),
   foreign key (source, subscription_id) references subscription on delete cascade,
   constraint subscription_alert_status_known check (status in ('active', 'trialing', 'past_due', 'paused', 'cancelled'))
@@ -222,10 +222,10 @@ create table subscription_alert (
 
 -- Changes of address in Classic. Kept for the subscriptions that are told of later, under the old address.
 create table classic_address_change (
-  alert_id    text        primary key,
+  alert_id    text collate "C" primary key,
   happened_at timestamptz not null,
-  old_email   text        not null,
-  new_email   text        not null
+  old_email   text collate "C" not null,
+  new_email   text collate "C" not null
 );
 
 create index classic_address_change_old on classic_address_change (old_email);
@@ -233,8 +233,8 @@ create index classic_address_change_new on classic_address_change (new_email);
 
 -- Billing's customers: an alert names the id, this table the address.
 create table billing_customer (
-  customer_id text        primary key,
-  email       text        not null,
+  customer_id text collate "C" primary key,
+  email       text collate "C" not null,
   -- When Paddle last changed the customer, by Paddle's clock, and the alert that told (null for a look-up): which of two
   -- addresses is the newer one.
   as_of       timestamptz not null,
@@ -246,7 +246,7 @@ create table billing_customer (
 
 -- A customer as we act for them.
 create table customer (
-  email           text        primary key,
+  email           text collate "C" primary key,
   -- The account found or made in Jira (Cloud: accountId, Data Center: user name). Cloud may hide addresses later: keep it.
   jira_account    text,
   -- When Slack Connect last sent them an invitation. While one waits to be accepted Slack takes no other, and does not say whose.
@@ -260,10 +260,10 @@ create table customer (
 
 -- Memberships of customers. What is 'found' is never taken away.
 create table membership (
-  email    text        not null references customer (email) on delete cascade,
+  email    text collate "C" not null references customer (email) on delete cascade,
   -- 'group:<name>' or 'organization:<id>'
-  target   text        not null,
-  account  text        not null,
+  target   text collate "C" not null,
+  account  text collate "C" not null,
   -- 'intended' and 'leaving' between the intention and the answer: written before the call, so that a crash in between does
   -- not turn a membership we gave into one we found, nor hide one that is still there. 'found' was there before us and is
   -- not ours to take.
@@ -279,13 +279,13 @@ create index membership_account on membership (account, target);
 
 -- What a plan gives, as configured: written by the worker at start, for the view below.
 create table access_rule (
-  plan   text not null,
-  target text not null,
+  plan   text collate "C" not null,
+  target text collate "C" not null,
   primary key (plan, target)
 );
 
 create table destination (
-  name          text        primary key,
+  name          text collate "C" primary key,
   -- No worker claims anything for it until then. Set it by hand for maintenance; null or the past resumes at once.
   paused_until  timestamptz,
   paused_reason text,

@@ -277,3 +277,19 @@ async fn a_snapshot_that_is_held_open_does_not_slow_the_work() {
     println!("under a snapshot: {each} rows an alert through indexes");
     assert!(each < 150, "{each} rows were read for each alert");
 }
+
+/// The order of the system's language changes with its libraries. An index made by the old one then no longer finds what it has, and
+/// what is there once may be inserted again.
+#[tokio::test]
+async fn no_index_hangs_on_the_systems_sort_order() {
+    let oarlock = Settings::default().workers(0).receivers(0).start().await;
+    let compared = "
+        select i.indexrelid::regclass::text || ': ' || coalesce(c.collname, '')
+        from pg_index i cross join lateral unnest(i.indcollation) as compared (by) left join pg_collation c on c.oid = compared.by
+        where i.indrelid = any ('{outbox, outbox_action, outbox_attempt, subscription, subscription_alert, classic_address_change,
+                                  billing_customer, customer, membership, access_rule, destination}'::regclass[])
+          and compared.by <> 0";
+    let compared: Vec<String> =
+        sqlx::query_scalar(compared).fetch_all(oarlock.pool()).await.expect("the query is right");
+    assert!(compared.len() > 20 && compared.iter().all(|index| index.ends_with(": C")), "{compared:#?}");
+}

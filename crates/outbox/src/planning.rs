@@ -177,7 +177,7 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
         -- Those that belong to the old address, or did once and were led on: it may have had several owners in turn.
         select s.* from (
           with recursive passed (email) as (
-            select unnest($3::text[])
+            select unnest($3::text[]) collate "C"
             union
             select change.old_email from passed join classic_address_change change on change.new_email = passed.email)
           select email from passed) as old cross join lateral (
