@@ -67,33 +67,40 @@ impl Room {
         let mut payload = pin!(payload);
         // What is announced need not come.
         let mut bytes = Vec::with_capacity(announced.unwrap_or(SMALL).min(SMALL));
-        let mut room: Option<OwnedSemaphorePermit> = None;
+        let (mut room, mut length, mut has_room) = (None, 0, true);
         while let Some(part) = payload.next().await {
             let part = part?;
-            let length = bytes.len() + part.len();
+            length += part.len();
             if length > self.most {
                 return Err(Unread::TooLarge);
             }
-            if length > bytes.capacity() {
+            if length > bytes.capacity() && has_room {
                 let capacity = length.max(2 * bytes.capacity()).min(self.most.max(SMALL));
-                self.extend(&mut room, capacity.saturating_sub(SMALL))?;
-                bytes.reserve_exact(capacity - bytes.len());
+                has_room = self.extend(&mut room, capacity.saturating_sub(SMALL));
+                if has_room {
+                    bytes.reserve_exact(capacity - bytes.len());
+                } else {
+                    (bytes, room) = (Vec::new(), None);
+                }
             }
-            bytes.extend_from_slice(&part);
+            // The rest is read all the same, and let go: who still sends may not hear the answer.
+            if has_room {
+                bytes.extend_from_slice(&part);
+            }
         }
-        Ok(Body { bytes: bytes.into(), room })
+        if has_room { Ok(Body { bytes: bytes.into(), room }) } else { Err(Unread::NoRoom) }
     }
 
-    /// Extends the room of one body.
-    fn extend(&self, room: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Unread> {
+    /// Extends the room of one body, if there is as much.
+    fn extend(&self, room: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> bool {
         let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = u32::try_from(kilobytes(bytes).saturating_sub(held)).unwrap_or(u32::MAX);
-        let more = Arc::clone(&self.shared).try_acquire_many_owned(more).map_err(|_| Unread::NoRoom)?;
-        match room {
-            Some(room) => room.merge(more),
-            none => *none = Some(more),
+        match (Arc::clone(&self.shared).try_acquire_many_owned(more), room) {
+            (Ok(more), Some(room)) => room.merge(more),
+            (Ok(more), none) => *none = Some(more),
+            (Err(_), _) => return false,
         }
-        Ok(())
+        true
     }
 }
 
