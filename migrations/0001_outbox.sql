@@ -2,6 +2,8 @@
 --
 -- Names are unqualified: everything lives in the first schema of the search_path. All times are Postgres's own clock, so
 -- that no two machines have to agree about it; clock_timestamp() where a transaction may have waited for a lock.
+-- Words, ids and addresses are compared byte by byte (collate "C"): the order of the system's language changes with its
+-- libraries, and an index that hangs on it is wrong from then on.
 
 -- What Paddle sends may hold any character.
 do $$

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes that each request may hold in any case. Paddle's alerts have 1 to 8 kilobytes, few have more.
+/// Bytes that each request may hold in any case: several times an alert of the usual size.
 const SMALL: usize = 16 * 1024;
 
 /// Bytes beyond that, of all requests together.

@@ -76,8 +76,8 @@ impl Slots {
             self.worthwhile()
         } else {
             self.slots.acquire().await.map(drop).expect("nobody closes it");
-            // One for each slot that is taken, and one more: as long as somebody has taken places and not claimed yet, free slots
-            // are spoken for.
+            // One more than are left when claims wait for all free slots: as long as somebody has taken places and not claimed yet,
+            // free slots are spoken for.
             (self.number_of_places + 1 - self.slots.available_permits()).min(self.number_of_places)
         };
         let freed = self.places.acquire_many(u32::try_from(places).unwrap_or(u32::MAX)).await;
