@@ -456,6 +456,7 @@ begin
   set status = s.status,
       finished_at = case s.status when 'pending' then null else clock_timestamp() end
   from s
+  -- An array of one, here and in outbox_record: as BY_INDEX in crates/outbox/src/lib.rs says.
   where o.id = any (array[s.outbox_id]) and o.status <> s.status and not o.to_plan
     -- What ended by itself, before any action could end it, is not the actions' to say.
     and o.status <> 'ignored' and not (o.status = 'dead' and o.last_error is not null);

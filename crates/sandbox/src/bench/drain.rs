@@ -31,7 +31,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
         for (settings, what, rates) in kinds {
             let database = rig.cluster.database("drain").await?;
             stored::backlog(&database, rig.sizes.alerts).await?;
-            let round_drained = drain_by(settings, rig, &database, rig.sizes.alerts, SETTLED, what).await?;
+            let round_drained = drain(settings, rig, &database, rig.sizes.alerts, SETTLED, what).await?;
             rates.push(round_drained.per_second());
             costs.push(round_drained.cost);
         }
@@ -60,19 +60,9 @@ impl Drained {
     }
 }
 
-/// Starts a worker and waits until all is done and recorded, or for a minute. The start counts, the stop does not.
+/// Starts a worker with these settings and waits until all is done and recorded, or for a minute. The start counts, the stop does
+/// not.
 pub(super) async fn drain(
-    rig: &Rig,
-    database: &Database,
-    alerts: usize,
-    settled: &'static str,
-    what: &'static str,
-) -> anyhow::Result<Drained> {
-    drain_by(&[], rig, database, alerts, settled, what).await
-}
-
-/// The same by a worker with these settings.
-async fn drain_by(
     settings: &[(&'static str, &str)],
     rig: &Rig,
     database: &Database,

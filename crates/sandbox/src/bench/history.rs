@@ -19,13 +19,13 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
         let empty = rig.cluster.database("empty").await?;
         ingested_empty.push(ingest::into(rig, &empty, alerts, "in").await?.per_second());
         empty.checkpoint().await?;
-        drained_empty.push(drain(rig, &empty, alerts.len(), SETTLED, "drained").await?.per_second());
+        drained_empty.push(drain(&[], rig, &empty, alerts.len(), SETTLED, "drained").await?.per_second());
 
         full.checkpoint().await?;
         let ingested = ingest::into(rig, &full, alerts, "Classic alerts in, large table").await?;
         ingested_full.push(ingested.per_second());
         full.checkpoint().await?;
-        let drained = drain(rig, &full, alerts.len(), ROUND_SETTLED, "drained, large table").await?;
+        let drained = drain(&[], rig, &full, alerts.len(), ROUND_SETTLED, "drained, large table").await?;
         drained_full.push(drained.per_second());
         full.execute("delete from outbox where alert_id not like 'history-%'").await?;
         full.execute("vacuum (analyze) outbox, outbox_action, outbox_attempt").await?;

@@ -17,7 +17,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<Measured> {
             let database = rig.cluster.database("snapshot").await?;
             stored::backlog(&database, alerts).await?;
             let snapshot = if is_held { Some(hold_snapshot(&database).await?) } else { None };
-            let drained = drain(rig, &database, alerts, SETTLED, "drained").await?;
+            let drained = drain(&[], rig, &database, alerts, SETTLED, "drained").await?;
             if let Some(snapshot) = snapshot {
                 snapshot.rollback().await?;
             }
