@@ -370,6 +370,20 @@ async fn connections_cut_a_moment_ago_cost_no_alert() {
 }
 
 #[tokio::test]
+async fn connections_cut_a_moment_ago_leave_the_programs_ready() {
+    let oarlock = Oarlock::start().await;
+    let is_ready = async || {
+        for process in oarlock.receivers.iter().chain(&oarlock.workers) {
+            let (status, why) = process.admin("/readyz").await;
+            assert_eq!(status, 200, "{why}");
+        }
+    };
+    is_ready().await;
+    oarlock.database.cuts_connections().await;
+    is_ready().await;
+}
+
+#[tokio::test]
 async fn a_stopping_worker_lets_calls_finish() {
     let mut oarlock = Oarlock::start().await;
     oarlock.slack().fail(Fault::delay(Duration::from_millis(400)).times(1));

@@ -462,6 +462,7 @@ async fn all_done_once(oarlock: &Oarlock, told: &Told) {
         assert_eq!((oarlock.slack().invitation_count(email), oarlock.jira().invited(email)), (1, 1), "{email}");
     }
     for process in oarlock.receivers.iter().chain(&oarlock.workers) {
-        assert_eq!(process.admin("/readyz").await.0, 200);
+        let (status, why) = process.admin("/readyz").await;
+        assert_eq!(status, 200, "{why}");
     }
 }

@@ -15,8 +15,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use oarlock_outbox::PgPool;
-use oarlock_outbox::schema;
+use oarlock_outbox::{PgPool, is_connection_lost, schema};
 use prometheus::{Encoder, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -146,8 +145,13 @@ where
 }
 
 async fn ready(pool: &PgPool) -> Result<(), &'static str> {
-    let mut connection = pool.acquire().await.map_err(|_| "the database cannot be reached\n")?;
-    match schema::state(&mut connection).await {
+    let ask = async || schema::state(&mut pool.acquire().await?).await;
+    let mut state = ask().await;
+    // Of a connection that was cut a moment ago, nothing tells but this. The next one is new.
+    if state.as_ref().is_err_and(is_connection_lost) {
+        state = ask().await;
+    }
+    match state {
         Ok(schema::State::Ready) => Ok(()),
         Ok(schema::State::Behind(_)) => Err("the database is not migrated\n"),
         Err(_) => Err("the database cannot be reached\n"),
