@@ -477,6 +477,28 @@ begin
   end if;
 end $$;
 
+-- Invitations that were not made go to whom their subscription belongs now: those that wait, and those that found nothing paid for.
+-- Call it with the rows of the former owners in customer locked; returns the owners of now, whose rows are to be locked as well.
+create function invitations_follow(former_owners text[]) returns text[] language plpgsql as $$
+declare
+  owners text[];
+begin
+  with followed as (
+    update outbox_action a set email = s.email, leader_id = null
+    from outbox o join subscription s on s.source = o.source and s.subscription_id = o.subscription_id
+    where a.id in (
+      -- Apart, since each has an index of its own.
+      select w.id from outbox_action w where w.subject = any (former_owners) and w.while_paid and w.status in ('pending', 'running')
+      union all
+      select d.id from outbox_action d where d.subject = any (former_owners) and d.while_paid and d.status = 'done' and d.outcome = 'unchanged')
+      and (a.status = 'pending' or a.status = 'done' and a.outcome = 'unchanged')
+      and o.id = a.outbox_id and s.email <> a.email
+    returning a.email
+  )
+  select array_agg(email) into owners from followed;
+  return coalesce(owners, '{}');
+end $$;
+
 -- Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now. Call it with their
 -- rows in customer locked: whoever writes that payment has come back locks them too, and so one of the two sees the other.
 create function invite_the_owed(customers text[]) returns void language plpgsql as $$
@@ -530,6 +552,8 @@ declare
   recorded uuid[];
   alerts   uuid[];
   told     uuid[];
+  owed     text[];
+  owners   text[];
 begin
   -- The alerts first and in order, so that two workers that finish an alert's last two actions at once do not each leave the
   -- alert to the other.
@@ -618,11 +642,16 @@ begin
   into recorded, alerts, told
   from ended e;
 
-  -- Payment may have come back while it was found that there is none.
+  -- While it was found that there is no payment it may have come back, or the subscription may have gone to another address.
   if 'unchanged' = any (outcomes) then
-    perform invite_the_owed(array(
+    owed := array(
       select c.email from outbox_action a join customer c on c.email = a.email
-      where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c));
+      where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c);
+    if owed <> '{}' then
+      owners := invitations_follow(owed);
+      perform from customer where email = any (owners) order by email for share;
+      perform invite_the_owed(owed || owners);
+    end if;
   end if;
   -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.
   if told is not null then

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{Duration as Span, SubsecRound as _, Utc};
 use oarlock_sandbox::paddle::history::{Generation, Happens, Household, Step};
 use oarlock_sandbox::paddle::{Billing, BillingSigner, Classic};
-use oarlock_sandbox::{Fault, Service};
+use oarlock_sandbox::{Edition, Fault, Service};
 use oarlock_tests::{Oarlock, Settings, WEBHOOK_SECRET};
 
 const ANN: &str = "ann@example.com";
@@ -332,6 +332,74 @@ async fn invitations_go_to_the_address_of_now() {
     );
 }
 
+/// The address is given up before anybody was invited at it: the invitations go to the new one.
+#[tokio::test]
+async fn invitations_follow_the_subscription() {
+    let oarlock = Oarlock::start().await;
+    let (old, then) = ("old@example.com", Utc::now() - Span::hours(1));
+    let is_invited = async || {
+        oarlock.settles().await;
+        assert!(oarlock.slack().invited(ANN) && oarlock.jira().invited(ANN) == 1, "{}", oarlock.outbox().await);
+        assert!(!oarlock.slack().invited(old) && oarlock.jira().invited(old) == 0, "{}", oarlock.outbox().await);
+        assert_eq!(oarlock.value::<i64>("select count(*) from outbox where status <> 'done'").await, 0);
+    };
+    oarlock.sql("update destination set paused_until = 'infinity'").await;
+    oarlock.paddle_sends(&Classic::subscription_created(old).subscription("1").at(then)).await;
+    oarlock.until("it is planned", "select not to_plan from outbox").await;
+    oarlock.paddle_sends(&Classic::update_audience_member(old, ANN)).await;
+    oarlock.until("both are planned", "select count(*) = 2 and not bool_or(to_plan) from outbox").await;
+    oarlock.sql("update destination set paused_until = null").await;
+    is_invited().await;
+    // By now they are hers, whatever the alert says.
+    oarlock.sql("select replay(id) from outbox").await;
+    is_invited().await;
+}
+
+/// The same while a call is about to be made, and when one is tried again that was refused.
+#[tokio::test]
+async fn invitations_that_were_begun_follow_the_subscription() {
+    for is_refused in [false, true] {
+        let oarlock = Settings::default().without("jira").set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s").start().await;
+        let (old, then) = ("old@example.com", Utc::now() - Span::hours(1));
+        let fault = if is_refused { Fault::slack_error("invalid_email") } else { Fault::hang() };
+        oarlock.slack().fail(fault.times(1));
+        oarlock.paddle_sends(&Classic::subscription_created(old).subscription("1").at(then)).await;
+        oarlock.sees("Slack is called", |sandbox| !sandbox.calls().is_empty()).await;
+        oarlock.paddle_sends(&Classic::update_audience_member(old, ANN)).await;
+        oarlock.until("both are planned", "select count(*) = 2 and not bool_or(to_plan) from outbox").await;
+        if is_refused {
+            oarlock.until("it is dead", "select count(*) = 1 from dead_letter").await;
+            oarlock.sql("select replay_dead_letters()").await;
+        } else {
+            oarlock.until("it fails", "select attempts = 1 and status = 'pending' from outbox_action").await;
+            oarlock.sql("update outbox_action set run_at = now()").await;
+        }
+        oarlock.settles().await;
+        assert!(oarlock.slack().invited(ANN) && !oarlock.slack().invited(old), "{}", oarlock.outbox().await);
+    }
+}
+
+/// Nothing was paid for when the invitation was due, nor when the address changed: it is made when something is.
+#[tokio::test]
+async fn invitations_that_are_owed_follow_the_subscription() {
+    let oarlock = Settings::default().set("OARLOCK_JIRA__ACCESS", "[]").start().await;
+    let (old, then) = ("old@example.com", Utc::now() - Span::hours(1));
+    oarlock.paddle_api().set_customer("ctm_1", old);
+    let alerts = [
+        Billing::subscription_paused("ctm_1").subscription("sub_1").at(then + Span::minutes(1)),
+        Billing::subscription_created("ctm_1").subscription("sub_1").at(then),
+        Billing::customer_updated("ctm_1", ANN),
+        Billing::subscription_resumed("ctm_1").subscription("sub_1").at(then + Span::minutes(3)),
+    ];
+    for alert in alerts {
+        assert!(!oarlock.slack().invited(ANN) && oarlock.jira().invited(ANN) == 0, "{}", oarlock.outbox().await);
+        oarlock.billing_sends(&alert).await;
+        oarlock.settles().await;
+    }
+    assert!(oarlock.slack().invited(ANN) && oarlock.jira().invited(ANN) == 1, "{}", oarlock.outbox().await);
+    assert!(!oarlock.slack().invited(old) && oarlock.jira().invited(old) == 0, "{}", oarlock.outbox().await);
+}
+
 /// A customer with two addresses of one Jira account, each with a subscription of its own.
 async fn two_addresses_of_one_account(oarlock: &Oarlock, number: u32) -> [String; 2] {
     let addresses = ["a", "b"].map(|name| format!("{name}{number}@example.com"));
@@ -457,6 +525,42 @@ async fn an_account_that_is_there_and_is_not_keeps_its_removal_open() {
     oarlock.sql("select replay_dead_letters()").await;
     oarlock.settles().await;
     assert!(!oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+}
+
+/// The same of an account that was made a moment ago.
+#[tokio::test]
+async fn an_account_that_is_made_and_not_there_yet_is_tried_again() {
+    let oarlock = Settings::default().set("OARLOCK_WORKER__RETRY_BASE", "10ms").start().await;
+    oarlock.jira().fail(Fault::status(404).on("GET", "/rest/api/3/user/groups").times(1));
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).subscription("1")).await;
+    oarlock.settles().await;
+    assert!(oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
+    assert_eq!(oarlock.value::<i32>("select attempts from outbox_action").await, 2);
+}
+
+/// Nobody can tell which account is to be given what is paid for; what is not any more is taken from the one that was.
+#[tokio::test]
+async fn what_cannot_be_given_keeps_nothing_that_is_to_be_taken_away() {
+    let settings = Settings::default()
+        .jira(Edition::DataCenter)
+        .set("OARLOCK_JIRA__ACCESS", r#"[{"plans":["1"],"group":"commercial-support"},{"plans":["2"],"group":"pro"}]"#);
+    let oarlock = settings.start().await;
+    let jira = oarlock.jira();
+    jira.create_group("pro");
+    let then = Utc::now() - Span::hours(1);
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).plan("1").subscription("1").at(then)).await;
+    oarlock.settles().await;
+    assert!(jira.group("commercial-support").has(ANN));
+    // The one that was kept is forgotten, and there are two.
+    sqlx::raw_sql("update customer set jira_account = null").execute(oarlock.pool()).await.unwrap();
+    jira.create_account("other@example.com", "Other");
+    jira.change_email("other@example.com", ANN);
+    oarlock.paddle_sends(&Classic::subscription_updated(ANN).plan("2").subscription("1")).await;
+    oarlock
+        .until("it is dead", "select count(*) = 1 from dead_letter where last_error like '%several accounts%'")
+        .await;
+    assert_eq!(oarlock.value::<i64>("select count(*) from membership").await, 0, "{}", oarlock.outbox().await);
+    assert_eq!(jira.group("commercial-support").members(), Vec::<String>::new());
 }
 
 /// An account that hides its address is a customer's, and nobody can tell whose: it is invited, and given nothing.

@@ -67,6 +67,8 @@ pub struct Plan {
     pub addresses: HashMap<String, Address>,
     /// Customers for whom what is paid for changed.
     pub paid_changed: BTreeSet<String>,
+    /// Customers whose subscription belongs to another address now.
+    pub former_owners: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -364,6 +366,10 @@ impl Batch {
         let actions: Vec<_> = plan.actions().map(|(alert, action)| (Uuid::now_v7(), alert, action)).collect();
         let token = Uuid::new_v4();
         let begun = write(transaction, plan, &actions, self.now, token, terms).await?;
+        if !plan.former_owners.is_empty() {
+            let former_owners: Vec<&str> = plan.former_owners.iter().map(String::as_str).collect();
+            sqlx::query!("select invitations_follow($1)", &former_owners as _).fetch_one(&mut **transaction).await?;
+        }
         if !plan.paid_changed.is_empty() {
             // By itself, when the ledger is written and the customers' rows are locked.
             let customers: Vec<&str> = plan.paid_changed.iter().map(String::as_str).collect();

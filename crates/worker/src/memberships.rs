@@ -44,7 +44,7 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     for membership in &wanted {
         let target = target(membership);
         let known = held.iter().find(|member| member.target == target);
-        match give(pool, jira, claim, membership, known).await? {
+        match of_it_alone(give(pool, jira, claim, membership, known).await)? {
             Ok(is_new) => granted |= is_new,
             Err(failure) => first_failure = first_failure.or(Some(failure)),
         }
@@ -115,12 +115,12 @@ async fn give(
     claim: &Claim,
     membership: &Membership,
     known: Option<&Member>,
-) -> Result<Result<bool, Failure>, Stop> {
+) -> Result<bool, Stop> {
     let email = claim.subject.as_str();
     if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
         match give_to(pool, jira, claim, membership, known, &kept).await {
             Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {}
-            ended => return of_it_alone(ended),
+            ended => return ended,
         }
     }
     let account = match jira.find(email).await? {
@@ -128,7 +128,16 @@ async fn give(
         None => jira.invite(email, None).await?.account,
     };
     ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
-    of_it_alone(give_to(pool, jira, claim, membership, known, &account).await)
+    match give_to(pool, jira, claim, membership, known, &account).await {
+        Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => Err(found_and_gone().into()),
+        ended => ended,
+    }
+}
+
+/// Jira says of somebody whom it finds, or has just made, that they are not there: its parts do not all know yet.
+fn found_and_gone() -> Failure {
+    let meaning = Meaning::Transient { retry_after: None };
+    Failure::new(meaning, None, "Jira finds the account and says that it is not there")
 }
 
 async fn give_to(
@@ -198,10 +207,7 @@ async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) ->
             // The account goes on under another id, or not at all; then there is nothing to take away.
             if let Some(account) = jira.find_successor(email).await? {
                 if account.as_str() == given.account {
-                    let meaning = Meaning::Transient { retry_after: None };
-                    return Err(
-                        Failure::new(meaning, None, "Jira finds the account and says that it is not there").into()
-                    );
+                    return Err(found_and_gone().into());
                 }
                 ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
                 jira.remove(&membership, &account).await?;

@@ -277,6 +277,7 @@ impl Planning<'_> {
         }
         // A subscription that moved to another address is lost to the old one.
         let before = held.and_then(|held| held.email).filter(|before| Some(before) != entry.email.as_ref());
+        self.plan.former_owners.extend(before.clone());
         let mut changes: Vec<Change> = before.map(|email| Change { email, ends: None }).into_iter().collect();
         changes.extend(entry.email.map(|email| Change { email, ends: entry.entitled_until }));
         self.plan.paid_changed.extend(changes.iter().map(|change| change.email.clone()));
