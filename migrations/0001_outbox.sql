@@ -1,7 +1,8 @@
 -- The outbox: what Paddle told us, what has to be done about it, and what has been paid for.
 --
--- Names are unqualified: everything lives in the first schema of the search_path. All times are Postgres's own clock, so
--- that no two machines have to agree about it; clock_timestamp() where a transaction may have waited for a lock.
+-- Names are unqualified: everything lives in the first schema of the search_path. What is due, and when, is by Postgres's own
+-- clock, so that no two machines have to agree about it (when something happened is by Paddle's); clock_timestamp() where a
+-- transaction may have waited for a lock.
 -- Words, ids and addresses are compared byte by byte (collate "C"): the order of the system's language changes with its
 -- libraries, and an index that hangs on it is wrong from then on.
 
@@ -15,7 +16,7 @@ begin
 end $$;
 
 create table outbox (
-  -- UUID version 7: sorts by arrival, so new rows go to the end of the index.
+  -- UUID version 7, of the receiver's clock: sorts by arrival, so new rows go to the end of the index.
   id              uuid        primary key,
   -- Which generation of Paddle sent it.
   source          text collate "C" not null,

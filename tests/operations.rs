@@ -494,6 +494,17 @@ async fn an_option_of_the_url_that_is_not_heeded_is_named_alone() {
     assert!(!receiver.logs().contains("hunter2"), "{}", receiver.logs());
 }
 
+#[tokio::test]
+async fn a_choice_of_logs_that_is_not_understood_is_told() {
+    let oarlock = Settings::default().set("RUST_LOG", "warn,oarlock_worker=loud").start().await;
+    let is_told = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.starts_with("RUST_LOG"));
+    for process in [oarlock.receiver(), oarlock.worker()] {
+        let line = process.says("that it is not understood", is_told).await;
+        assert!(line["error"].is_string(), "{line}");
+        process.says("what runs, as without it", |line| line.get("admin_address").is_some()).await;
+    }
+}
+
 /// A warning says what it is about, also where nothing but warnings is asked for.
 #[tokio::test]
 async fn warnings_alone_say_what_they_are_about() {
@@ -533,7 +544,7 @@ async fn health_is_what_the_running_program_says_of_itself() {
     }
     oarlock.receivers.remove(0).stops().await;
     let gone = run(&oarlock, "oarlock-receiver", &["health"]).await;
-    assert!(gone.code == Some(1) && gone.output.contains("refused"), "{}", gone.output);
+    assert!(gone.code == Some(1) && gone.output.contains(running[0].2.as_str()), "{}", gone.output);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What is paid for now, whose account is whose, and which memberships we gave.
 //!
-//! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing.
+//! Whatever is written here in the middle of an action is fenced: a worker whose claim is lost writes nothing. But for the address of a
+//! customer of Billing ([`keep_address`]): the newest one wins, whoever writes it.
 
 use sqlx::PgExecutor;
 

@@ -86,7 +86,7 @@ pub fn is_connection_lost(error: &sqlx::Error) -> bool {
     }
 }
 
-/// How long to leave the other one alone.
+/// How long to wait after a conflict before trying again.
 pub const AFTER_A_CONFLICT: Duration = Duration::from_millis(5);
 
 /// A length of time as Postgres takes it; what is too long for it is as long as can be.

@@ -157,8 +157,8 @@ async fn commit(connection: &mut Kept, batch: Vec<Waiting>, mut tell: Tell) -> b
         callers.push((answer, _room));
     }
     let mut stored = store_all(connection, &alerts, &mut tell).await;
-    // Then no connection of before is used any more, and a new one may do. Whether it was committed or not: what is inserted
-    // again is found stored.
+    // After that the pool uses no connection of before, and a new one may do. It is safe also if the first try was committed:
+    // what is inserted again is then found stored.
     let again = stored.as_ref().is_err_and(is_connection_lost);
     if again {
         stored = store_all(connection, &alerts, &mut tell).await;
@@ -186,7 +186,7 @@ async fn store_all(
     tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
     let stored = insert(connection.get().await?, alerts, tell).await;
-    // What Postgres itself did not say may have left a statement running or an answer unread.
+    // An error that is not Postgres's own may have left a statement running or an answer unread.
     if stored.as_ref().is_err_and(|error| error.as_database_error().is_none()) {
         connection.give_up();
     }

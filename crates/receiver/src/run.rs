@@ -115,7 +115,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let stopper = tokio::spawn(async move {
         shutdown.cancelled().await;
         handle.pause().await;
-        // That is only rung for.
+        // It only asks the server's threads to stop accepting, and does not wait for them.
         sleep(PAUSING).await;
         // Who comes from here on is refused at once, and may go to another receiver.
         if let Err(error) = door.shutdown(Shutdown::Both) {

@@ -45,7 +45,9 @@ pub fn registry(version: &str) -> Registry {
 pub async fn ask(admin_listen: &str) -> io::Result<()> {
     let asking = async {
         // Listening on 0.0.0.0 is listening on everything; connecting to it is connecting to this machine.
-        let mut stream = TcpStream::connect(admin_listen).await?;
+        let nobody_answers =
+            |error| io::Error::other(format!("nobody answers on {admin_listen} (admin_listen): {error}"));
+        let mut stream = TcpStream::connect(admin_listen).await.map_err(nobody_answers)?;
         stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -59,7 +61,7 @@ pub async fn ask(admin_listen: &str) -> io::Result<()> {
 }
 
 /// Serves until the token is cancelled. `refresh` runs before each answer of `/metrics`, for gauges that are read
-/// from the database; when it fails the other metrics are served all the same.
+/// from the database; those it cannot read stay as they are.
 pub async fn serve<R, F>(
     listener: TcpListener,
     pool: PgPool,

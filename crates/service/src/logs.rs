@@ -21,9 +21,9 @@ use crate::trace::{self, Exporter};
 pub fn start(program: &'static str) -> Result<Exporter, Problems> {
     // The database driver tells of slow statements with their text; that is for developers.
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.trim().is_empty());
-    let filter = asked
-        .and_then(|asked| EnvFilter::try_new(asked).ok())
-        .unwrap_or_else(|| EnvFilter::new("info,sqlx=warn,sqlx::query=error"));
+    let asked = asked.map(EnvFilter::try_new).transpose();
+    let not_understood = asked.as_ref().err().map(ToString::to_string);
+    let filter = asked.ok().flatten().unwrap_or_else(|| EnvFilter::new("info,sqlx=warn,sqlx::query=error"));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = if std::io::stderr().is_terminal() {
         lines.with_target(false).boxed()
@@ -42,6 +42,12 @@ pub fn start(program: &'static str) -> Result<Exporter, Problems> {
                 .with_tracked_inactivity(false);
             registry().with(lines.with_filter(filter)).with(spans.with_filter(ours())).init();
         }
+    }
+    if let Some(error) = not_understood {
+        tracing::warn!(
+            error,
+            "RUST_LOG is not understood, and not heeded: it reads like debug or warn,oarlock_worker=debug"
+        );
     }
     Ok(exporter)
 }

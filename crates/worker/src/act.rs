@@ -52,7 +52,7 @@ impl From<FencedWriteError> for Stop {
 #[derive(Debug)]
 pub struct Ended {
     pub result: Result<&'static str, Stop>,
-    /// None when it ended well without a call to anybody.
+    /// None when it ended without a call to anybody: there was nothing to call for, or it was not its turn.
     pub attempt: Option<Attempt>,
 }
 
@@ -115,6 +115,7 @@ pub async fn act(pool: &PgPool, vendors: &Vendors, claim: &Claim, deadline: Inst
     Ended { result, attempt }
 }
 
+/// The schema goes by this word as well: an invitation that ends so is made once something is paid for (`invite_the_owed`).
 const UNCHANGED: &str = "unchanged";
 
 async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static str, Stop> {

@@ -19,7 +19,7 @@ use oarlock_service::config::{JiraAccess, Membership};
 use crate::act::Stop;
 use crate::failure::{Failure, Meaning};
 use crate::jira::{AccountId, Jira};
-use crate::outcome::Added;
+use crate::outcome::{Added, Removed};
 
 /// What the evaluation came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
             MemberState::Given | MemberState::Intended | MemberState::Leaving => {
                 let ended = take_away(pool, jira, claim, member).await;
                 match of_it_alone(ended.map_err(|stop| of_the_customer(stop, rules, member)))? {
-                    Ok(()) => revoked = true,
+                    Ok(was_there) => revoked |= was_there,
                     Err(failure) => first_failure = first_failure.or(Some(failure)),
                 }
             }
@@ -190,7 +190,8 @@ async fn give_to(
     Ok(!is_given || (added == Added::Now && matches!(membership, Membership::Group(_))))
 }
 
-async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) -> Result<(), Stop> {
+/// Returns whether the customer was a member until now.
+async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) -> Result<bool, Stop> {
     let email = claim.subject.as_str();
     let membership = from_target(&given.target);
     let leaving = Member { state: MemberState::Leaving, ..given.clone() };
@@ -199,24 +200,23 @@ async fn take_away(pool: &PgPool, jira: &Jira, claim: &Claim, given: &Member) ->
     if elsewhere.iter().any(|state| *state != MemberState::Leaving) {
         // The customer's address changed: the account keeps the membership under the other one, which answers for it now.
         ledger::forget_membership(pool, claim, email, &given.target).await?;
-        return Ok(());
+        return Ok(false);
     }
-    match jira.remove(&membership, &AccountId::new(&given.account)).await {
-        Ok(_) => {}
-        Err(Failure { meaning: Meaning::AccountGone, .. }) => {
-            // The account goes on under another id, or not at all; then there is nothing to take away.
-            if let Some(account) = jira.find_successor(email).await? {
-                if account.as_str() == given.account {
-                    return Err(found_and_gone().into());
-                }
+    let removed = match jira.remove(&membership, &AccountId::new(&given.account)).await {
+        // The account goes on under another id, or not at all; then there is nothing to take away.
+        Err(Failure { meaning: Meaning::AccountGone, .. }) => match jira.find_successor(email).await? {
+            Some(account) if account.as_str() == given.account => return Err(found_and_gone().into()),
+            Some(account) => {
                 ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
-                jira.remove(&membership, &account).await?;
+                jira.remove(&membership, &account).await?
             }
-        }
-        Err(failure) => return Err(failure.into()),
-    }
+            None => Removed::NotThere,
+        },
+        removed => removed?,
+    };
     ledger::forget_membership(pool, claim, email, &given.target).await?;
-    Ok(())
+    // What was begun before may have been done then.
+    Ok(removed == Removed::Now || given.state == MemberState::Leaving)
 }
 
 /// The word for a membership in the ledger.

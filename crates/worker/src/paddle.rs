@@ -160,7 +160,9 @@ fn customer(answer: &Answer) -> Result<Customer, Failure> {
         }
         (400, Some(_)) => answer.meaning(Meaning::Permanent, what, &said),
         (401 | 403, Some(_)) => {
-            let said = format!("{said}; paddle.billing.api_key must be a live key with the permission customer.read");
+            let said = format!(
+                "{said}; paddle.billing.api_key must be a valid key of the environment of paddle.billing.api_url, with the permission customer.read"
+            );
             answer.meaning(Meaning::Configuration, what, &said)
         }
         _ => answer.failure(what, &said, "paddle.billing.api_url"),

@@ -56,7 +56,12 @@ impl Planner {
                     tracing::warn!(error = &error as &dyn std::error::Error, "somebody holds what the planner needs");
                     AFTER_A_CONFLICT
                 }
-                Err(error) => warn(&error, &mut patience),
+                Err(error) => {
+                    if patience.is_fresh() {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "the planner waits for the database");
+                    }
+                    patience.delay()
+                }
             };
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -153,9 +158,4 @@ fn span(alert: &Alert) -> Span {
     );
     opening.open(&span, Role::Consumer);
     span
-}
-
-fn warn(error: &sqlx::Error, patience: &mut Patience) -> Duration {
-    tracing::warn!(error = error as &dyn std::error::Error, "the planner waits for the database");
-    patience.delay()
 }
