@@ -69,7 +69,7 @@ end $$;
 create function form_decoded(part text) returns text language sql immutable as $$
   select case when strpos(part, '%') = 0 then replace(part, '+', ' ') else (
     select convert_from(decode(string_agg(
-             case when piece[1] like '\%__' then substr(piece[1], 2) else encode(convert_to(piece[1], 'UTF8'), 'hex') end,
+             case when piece[1] like E'\\%__' then substr(piece[1], 2) else encode(convert_to(piece[1], 'UTF8'), 'hex') end,
              '' order by place), 'hex'), 'UTF8')
     from regexp_matches(replace(part, '+', ' '), '%[[:xdigit:]]{2}|[^%]+|%', 'g') with ordinality as found (piece, place)) end
 $$;

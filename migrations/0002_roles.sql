@@ -74,7 +74,7 @@ declare
   runs text[] := array(
     select '%' || lower(run) || '%'
     from unnest(customers || (select word from regexp_split_to_table(address, '[^a-z0-9]+') word order by length(word) desc limit 1)) run);
-  escaped text := '\\u|%(3[0-9]|[46][1-9a-f]|[57][0-9a])';
+  escaped text := E'\\\\u|%(3[0-9]|[46][1-9a-f]|[57][0-9a])';
 begin
   return array(
     select o.id

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use oarlock_sandbox::paddle::Classic;
+use oarlock_sandbox::paddle::{Classic, Signed};
 use oarlock_sandbox::{Fault, Service};
 use oarlock_tests::{Database, Oarlock, Process, Settings};
 use uuid::Uuid;
@@ -381,6 +381,38 @@ async fn connections_cut_a_moment_ago_leave_the_programs_ready() {
     is_ready().await;
     oarlock.database.cuts_connections().await;
     is_ready().await;
+}
+
+/// What is stored is stored, also when Postgres cannot say whether a repeat of it says the same.
+#[tokio::test]
+async fn a_repeat_that_cannot_be_compared_is_answered_200() {
+    let oarlock = Oarlock::start().await;
+    let alerts: Vec<Signed> = ["a", "b"]
+        .map(|name| Classic::payment_succeeded(&format!("{name}@example.com")))
+        .iter()
+        .map(|alert| alert.signed_by(&oarlock.signer))
+        .collect();
+    oarlock.sets_up("drop function alerts_with_other_content(uuid[], text[], text[], bytea[], text[])").await;
+    for alert in [&alerts[0], &alerts[0], &alerts[1], &alerts[1]] {
+        assert_eq!(oarlock.sender().post(&oarlock.webhook(), alert).await.unwrap().status, 200);
+    }
+    let is_told =
+        |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("could not tell"));
+    oarlock.receiver().says("that it could not be compared", is_told).await;
+}
+
+#[tokio::test]
+async fn what_was_received_is_read_with_any_setting_of_strings() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::payment_succeeded(ANN).field("passthrough", "50% \\ \u{e9}")).await;
+    let mut connection = oarlock.pool().acquire().await.unwrap();
+    sqlx::raw_sql("set standard_conforming_strings = off").execute(&mut *connection).await.unwrap();
+    let said: String = sqlx::query_scalar("select payload ->> 'passthrough' from outbox_evidence")
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    assert_eq!(said, "50% \\ \u{e9}");
+    connection.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -158,6 +158,9 @@ async fn times_without_writes_are_waited_for() {
         load.goes_on(50).await;
         cluster.sql(&READ_ONLY).await;
         answers_503(&load).await;
+        for process in oarlock.receivers.iter().chain(&oarlock.workers) {
+            assert_eq!(process.admin("/readyz").await, (503, "the database takes no writes\n".to_owned()));
+        }
         cluster.sql(&READ_WRITE).await;
     }
     load.goes_on(50).await;

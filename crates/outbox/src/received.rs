@@ -147,8 +147,10 @@ pub(crate) fn time(text: &str) -> Option<DateTime<Utc>> {
 /// A day or a time; a day means its end, since what is paid for lasts through it.
 pub(crate) fn end_of(text: &str) -> Option<DateTime<Utc>> {
     let end_of_day = || {
-        let next = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.succ_opt()?;
-        Some(next.and_time(NaiveTime::MIN).and_utc())
+        let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+        // What is meant as never is the last day there is, whose end is none.
+        let end = day.succ_opt()?.and_time(NaiveTime::MIN).and_utc();
+        Some(if storable_time(&end) { end } else { day.and_time(NaiveTime::MIN).and_utc() })
     };
     time(text).or_else(end_of_day).filter(storable_time)
 }
@@ -285,6 +287,8 @@ mod tests {
         assert_eq!(check("2020-09-03").as_deref(), Some("2020-09-04T00:00:00+00:00"));
         assert_eq!(check("2020-08-12 19:51:38").as_deref(), Some("2020-08-12T19:51:38+00:00"));
         assert_eq!(check("2023-08-22T18:55:19.445267Z").as_deref(), Some("2023-08-22T18:55:19.445267+00:00"));
+        assert_eq!(check("9999-12-30").as_deref(), Some("9999-12-31T00:00:00+00:00"));
+        assert_eq!(check("9999-12-31").as_deref(), Some("9999-12-31T00:00:00+00:00"));
         assert_eq!(check("cancellation_effective_date"), None);
     }
 }

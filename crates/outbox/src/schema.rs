@@ -14,6 +14,8 @@ const LOCK: i64 = 0x6f61_726c_6f63_6b00;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Ready,
+    /// It is, but nothing can be written there now: its server, the role or the database is read-only.
+    ReadOnly,
     /// That many migrations are still to be applied.
     Behind(usize),
 }
@@ -47,15 +49,21 @@ pub async fn state<C>(connection: &mut C) -> Result<State, sqlx::Error>
 where
     for<'c> &'c mut C: PgExecutor<'c>,
 {
-    let exists = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "exists!""#)
-        .fetch_one(&mut *connection)
-        .await?;
+    let found = sqlx::query!(
+        r#"select to_regclass('_sqlx_migrations') is not null as "exists!", current_setting('transaction_read_only')::boolean as "read_only!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     let known = MIGRATIONS.iter().filter(|migration| !migration.migration_type.is_down_migration());
-    if !exists {
+    if !found.exists {
         return Ok(State::Behind(known.count()));
     }
     let applied: Vec<i64> =
         sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(connection).await?;
     let missing = known.filter(|migration| !applied.contains(&migration.version)).count();
-    Ok(if missing == 0 { State::Ready } else { State::Behind(missing) })
+    Ok(match missing {
+        0 if found.read_only => State::ReadOnly,
+        0 => State::Ready,
+        missing => State::Behind(missing),
+    })
 }

@@ -3,16 +3,18 @@
 use sqlx::PgExecutor;
 use uuid::Uuid;
 
-use crate::CHANNEL;
 use crate::pool::Connection;
 use crate::received::NewAlert;
+use crate::{CHANNEL, is_connection_lost};
 
-/// What became of an alert that was to be stored. All three are committed and may be answered 200.
+/// What became of an alert that was to be stored. All of these are committed and may be answered 200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     New,
     /// It is there already.
     Repeated,
+    /// One of its number is there already; whether that says the same could not be told.
+    NotCompared,
     /// Another alert of the same number is there already, and stays; this one is not stored.
     Mismatch,
 }
@@ -67,13 +69,21 @@ pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell
     .unwrap_or_default();
 
     let repeated: Vec<&NewAlert> = rows.into_iter().filter(|row| !inserted.contains(&row.id)).collect();
-    let other = if repeated.is_empty() { Vec::new() } else { with_other_content(connection, &repeated).await? };
+    let other = if repeated.is_empty() { Ok(Vec::new()) } else { with_other_content(connection, &repeated).await };
+    // What is stored is stored, whatever Postgres makes of the comparison.
+    let other = match other {
+        Err(error) if error.as_database_error().is_some() && !is_connection_lost(&error) => None,
+        other => Some(other?),
+    };
     Ok(alerts
         .iter()
         .map(|alert| match alert.id {
             id if inserted.contains(&id) => Stored::New,
-            id if other.contains(&id) => Stored::Mismatch,
-            _ => Stored::Repeated,
+            id => match &other {
+                None => Stored::NotCompared,
+                Some(other) if other.contains(&id) => Stored::Mismatch,
+                Some(_) => Stored::Repeated,
+            },
         })
         .collect())
 }

@@ -97,6 +97,14 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
             tracing::info!(source = source.as_str(), alert_id, "stored before");
             Outcome::Repeated
         }
+        Ok(Stored::NotCompared) => {
+            tracing::warn!(
+                source = source.as_str(),
+                alert_id,
+                "stored before; Postgres could not tell whether it says the same"
+            );
+            Outcome::Repeated
+        }
         Ok(Stored::Mismatch) => {
             tracing::warn!(
                 source = source.as_str(),

@@ -156,6 +156,7 @@ async fn ready(pool: &PgPool) -> Result<(), &'static str> {
     match state {
         Ok(schema::State::Ready) => Ok(()),
         Ok(schema::State::Behind(_)) => Err("the database is not migrated\n"),
+        Ok(schema::State::ReadOnly) => Err("the database takes no writes\n"),
         Err(_) => Err("the database cannot be reached\n"),
     }
 }

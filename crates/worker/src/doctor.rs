@@ -162,7 +162,7 @@ async fn ask_database(connection: &mut PgConnection) -> Result<Vec<Finding>, sql
 
 fn migrations(state: schema::State) -> Result<String, Trouble> {
     match state {
-        schema::State::Ready => Ok("all applied".to_owned()),
+        schema::State::Ready | schema::State::ReadOnly => Ok("all applied".to_owned()),
         schema::State::Behind(count) => Err(Trouble::new(
             format!("{count} still to be applied"),
             "run oarlock-worker migrate, as the owner of the schema",

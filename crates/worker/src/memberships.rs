@@ -44,9 +44,15 @@ pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Clai
     for membership in &wanted {
         let target = target(membership);
         let known = held.iter().find(|member| member.target == target);
-        match of_it_alone(give(pool, jira, claim, membership, known).await)? {
-            Ok(is_new) => granted |= is_new,
-            Err(failure) => first_failure = first_failure.or(Some(failure)),
+        match give(pool, jira, claim, membership, known).await {
+            Ok(Ok(is_new)) => granted |= is_new,
+            Ok(Err(failure)) => first_failure = first_failure.or(Some(failure)),
+            // Nobody can tell whom to give anything. What is to be taken away was given to an account that is known.
+            Err(Stop::Failed(failure)) if failure.meaning == Meaning::Permanent => {
+                first_failure = first_failure.or(Some(failure));
+                break;
+            }
+            Err(stop) => return Err(stop),
         }
     }
     for member in held.iter().filter(|member| !wanted.iter().any(|membership| target(membership) == member.target)) {
@@ -115,12 +121,12 @@ async fn give(
     claim: &Claim,
     membership: &Membership,
     known: Option<&Member>,
-) -> Result<bool, Stop> {
+) -> Result<Result<bool, Failure>, Stop> {
     let email = claim.subject.as_str();
     if let Some(kept) = ledger::jira_account(pool, email).await?.map(AccountId::new) {
         match give_to(pool, jira, claim, membership, known, &kept).await {
             Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => {}
-            ended => return ended,
+            ended => return of_it_alone(ended),
         }
     }
     let account = match jira.find(email).await? {
@@ -130,7 +136,7 @@ async fn give(
     ledger::keep_jira_account(pool, claim, email, account.as_str()).await?;
     match give_to(pool, jira, claim, membership, known, &account).await {
         Err(Stop::Failed(Failure { meaning: Meaning::AccountGone, .. })) => Err(found_and_gone().into()),
-        ended => ended,
+        ended => of_it_alone(ended),
     }
 }
 
