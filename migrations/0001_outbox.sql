@@ -66,18 +66,17 @@ exception when feature_not_supported then null;
 end $$;
 
 -- A name or a value of a form, decoded as PHP does: a plus is a space, and a bad escape stays as it is.
-create function form_decoded(part text) returns text language sql immutable as $$
-  select case when strpos(part, '%') = 0 then replace(part, '+', ' ') else (
+create function form_decoded(part text) returns text language sql immutable return
+  case when strpos(part, '%') = 0 then replace(part, '+', ' ') else (
     select convert_from(decode(string_agg(
              case when piece[1] like E'\\%__' then substr(piece[1], 2) else encode(convert_to(piece[1], 'UTF8'), 'hex') end,
              '' order by place), 'hex'), 'UTF8')
-    from regexp_matches(replace(part, '+', ' '), '%[[:xdigit:]]{2}|[^%]+|%', 'g') with ordinality as found (piece, place)) end
-$$;
+    from regexp_matches(replace(part, '+', ' '), '%[[:xdigit:]]{2}|[^%]+|%', 'g') with ordinality as found (piece, place)) end;
 
 -- What an alert says: a form as an object of texts without its signature, JSON as it is. As payload_of in
 -- crates/outbox/src/received.rs reads it.
-create function payload_of(source text, body bytea, mended jsonb) returns jsonb language sql immutable as $$
-  select coalesce(mended, case source
+create function payload_of(source text, body bytea, mended jsonb) returns jsonb language sql immutable return
+  coalesce(mended, case source
     when 'billing' then convert_from(body, 'UTF8')::jsonb
     else (
       select coalesce(jsonb_object_agg(name, value), '{}')
@@ -87,8 +86,7 @@ create function payload_of(source text, body bytea, mended jsonb) returns jsonb 
                form_decoded(case when strpos(pair, '=') > 0 then substr(pair, strpos(pair, '=') + 1) else '' end) as value
         offset 0) as field
       where pair <> '' and name <> 'p_signature')
-    end)
-$$;
+    end);
 
 -- What was received, for people: look at the payload first.
 create view outbox_evidence as

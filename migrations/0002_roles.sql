@@ -196,6 +196,11 @@ begin
     execute format('alter function %s security definer set search_path to %I, pg_temp', function, current_schema());
     execute format('revoke execute on function %s from public', function);
   end loop;
+  -- These do as whoever calls them may, and find the tables also for who names them with their schema.
+  foreach function in array array[
+    'replay(uuid)', 'replay_dead_letters(text, timestamptz, integer)', 'outbox_revive()', 'outbox_revived()', 'destination_resumed()'] loop
+    execute format('alter function %s set search_path to %I, pg_temp', function, current_schema());
+  end loop;
 end $$;
 
 -- Grants to each of the roles, if it exists, what it needs and nothing more. Every migration that adds something ends with a

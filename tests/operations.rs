@@ -401,13 +401,37 @@ async fn a_repeat_that_cannot_be_compared_is_answered_200() {
     oarlock.receiver().says("that it could not be compared", is_told).await;
 }
 
+/// Who has another search_path names the schema, and that is all.
 #[tokio::test]
-async fn what_was_received_is_read_with_any_setting_of_strings() {
+async fn operators_may_name_the_schema() {
+    let oarlock = with_a_dead_letter().await;
+    let mut connection = oarlock.database.operator().acquire().await.unwrap();
+    sqlx::raw_sql("set search_path = pg_catalog").execute(&mut *connection).await.unwrap();
+    for statement in [
+        "update public.destination set paused_until = 'infinity'",
+        "update public.outbox_action set status = 'pending' where status = 'dead'",
+        "select public.replay(id) from public.outbox",
+        "select public.replay_dead_letters()",
+        "update public.outbox set status = 'pending' where status = 'dead'",
+        "select from public.dead_letter, public.access",
+        "update public.destination set paused_until = null",
+    ] {
+        sqlx::raw_sql(statement).execute(&mut *connection).await.expect(statement);
+    }
+    connection.close().await.unwrap();
+    is_done(&oarlock).await;
+}
+
+#[tokio::test]
+async fn what_was_received_is_read_with_any_setting() {
     let oarlock = Oarlock::start().await;
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN).field("passthrough", "50% \\ \u{e9}")).await;
     let mut connection = oarlock.pool().acquire().await.unwrap();
-    sqlx::raw_sql("set standard_conforming_strings = off").execute(&mut *connection).await.unwrap();
-    let said: String = sqlx::query_scalar("select payload ->> 'passthrough' from outbox_evidence")
+    sqlx::raw_sql("set standard_conforming_strings = off; set search_path = pg_catalog")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let said: String = sqlx::query_scalar("select payload ->> 'passthrough' from public.outbox_evidence")
         .fetch_one(&mut *connection)
         .await
         .unwrap();

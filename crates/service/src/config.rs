@@ -296,8 +296,14 @@ fn paddle(section: &mut Section<'_>, receiver: &mut ReceiverConfig) -> PaddleApi
     receiver.classic_public_keys = classic.contents("public_keys", "public_key_files");
     classic.finish();
     let mut billing = section.section("billing").with_secrets_of(Program::Receiver);
-    receiver.billing_webhook_secrets =
-        billing.contents("webhook_secrets", "webhook_secret_files").into_iter().map(Into::into).collect();
+    let secrets = billing.contents("webhook_secrets", "webhook_secret_files");
+    if secrets.iter().any(|secret| secret.contains(['\r', '\n'])) {
+        billing.problem(
+            "webhook_secrets",
+            "has a line break in a secret: several are a list, or a file each in webhook_secret_files",
+        );
+    }
+    receiver.billing_webhook_secrets = secrets.into_iter().map(Into::into).collect();
     receiver.billing_tolerance = billing.duration("tolerance", "5m");
     let mut billing = billing.with_secrets_of(Program::Worker);
     let api = PaddleApi {

@@ -65,6 +65,15 @@ fn the_environment_beats_the_file() {
 }
 
 #[test]
+fn a_webhook_secret_is_one_line() {
+    let check = |secrets: &str| receiver(MINIMAL, &[("OARLOCK_PADDLE__BILLING__WEBHOOK_SECRETS", secrets)]).map(drop);
+    assert_eq!(check("pdl_ntfset_a, pdl_ntfset_b\n"), Ok(()));
+    let problems = check("pdl_ntfset_a\npdl_ntfset_b").unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].starts_with("paddle.billing.webhook_secrets has a line break"), "{problems:?}");
+}
+
+#[test]
 fn lists_of_tables_come_through_the_environment() {
     let environment = [
         ("OARLOCK_JIRA__EDITION", "data_center"),
