@@ -194,7 +194,7 @@ async fn access_done(act: Act) {
     assert!(!group.has("ann@example.com"));
     group.remove_member("eve@example.com");
     trial.leaves("eve").await;
-    trial.is_in_the_end("eve", "done revoked 1").await;
+    trial.is_in_the_end("eve", "done unchanged 1").await;
     assert_eq!(group.members(), ["bob@example.com", "zoe@example.com"]);
 }
 
