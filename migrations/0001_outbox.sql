@@ -477,7 +477,7 @@ begin
 end $$;
 
 -- Invitations that were not made go to whom their subscription belongs now: those that wait, and those that found nothing paid for.
--- Call it with the rows of the former owners in customer locked; returns the owners of now, whose rows are to be locked as well.
+-- Call it with the rows of the former owners in customer locked; locks those of the owners of now, and returns who they are.
 create function invitations_follow(former_owners text[]) returns text[] language plpgsql as $$
 declare
   owners text[];
@@ -494,8 +494,9 @@ begin
       and o.id = a.outbox_id and s.email <> a.email
     returning a.email
   )
-  select array_agg(email) into owners from followed;
-  return coalesce(owners, '{}');
+  select coalesce(array_agg(email), '{}') into owners from followed;
+  perform from customer where email = any (owners) order by email for share;
+  return owners;
 end $$;
 
 -- Makes the invitations that found nothing paid for, as if by a replay, of those of these customers who pay now. Call it with their
@@ -552,7 +553,6 @@ declare
   alerts   uuid[];
   told     uuid[];
   owed     text[];
-  owners   text[];
 begin
   -- The alerts first and in order, so that two workers that finish an alert's last two actions at once do not each leave the
   -- alert to the other.
@@ -647,9 +647,7 @@ begin
       select c.email from outbox_action a join customer c on c.email = a.email
       where a.id = any (recorded) and a.while_paid and a.status = 'done' and a.outcome = 'unchanged' for share of c);
     if owed <> '{}' then
-      owners := invitations_follow(owed);
-      perform from customer where email = any (owners) order by email for share;
-      perform invite_the_owed(owed || owners);
+      perform invite_the_owed(owed || invitations_follow(owed));
     end if;
   end if;
   -- The address is known now: the alerts that waited for it can be planned, also those whose own look-up failed.

@@ -511,19 +511,6 @@ async fn a_jira_that_knows_nobody_for_a_moment_is_not_believed() {
     assert!(oarlock.jira().group("commercial-support").has(ANN), "{}", oarlock.outbox().await);
 }
 
-#[tokio::test]
-async fn what_somebody_else_took_away_is_not_told_as_ours() {
-    let oarlock = Oarlock::start().await;
-    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").at(Utc::now() - Span::hours(1))).await;
-    oarlock.settles().await;
-    oarlock.jira().group("commercial-support").remove_member(ANN);
-    oarlock.paddle_sends(&Classic::subscription_cancelled(ANN).subscription("1").ended()).await;
-    oarlock.settles().await;
-    let outcomes =
-        "select string_agg(a.outcome, ', ' order by a.outbox_id) from outbox_action a where kind = 'jira_access'";
-    assert_eq!(oarlock.value::<String>(outcomes).await, "granted, unchanged", "{}", oarlock.outbox().await);
-}
-
 /// What can be read of an account may contradict itself, as an index that is late does: nothing is taken for granted then.
 #[tokio::test]
 async fn an_account_that_is_there_and_is_not_keeps_its_removal_open() {

@@ -464,8 +464,5 @@ async fn all_done_once(oarlock: &Oarlock, told: &Told) {
         assert!(calls[email] <= *claims, "{email}: {} calls, {claims} claims", calls[email]);
         assert_eq!((oarlock.slack().invitation_count(email), oarlock.jira().invited(email)), (1, 1), "{email}");
     }
-    for process in oarlock.receivers.iter().chain(&oarlock.workers) {
-        let (status, why) = process.admin("/readyz").await;
-        assert_eq!(status, 200, "{why}");
-    }
+    oarlock.is_ready().await;
 }

@@ -319,6 +319,14 @@ impl Oarlock {
         self.sender.post(&self.webhook(), signed).await.expect("the receiver answers")
     }
 
+    /// Each of the programs can do its work, as it says itself.
+    pub async fn is_ready(&self) {
+        for process in self.receivers.iter().chain(&self.workers) {
+            let (status, why) = process.admin("/readyz").await;
+            assert_eq!(status, 200, "{why}");
+        }
+    }
+
     /// Waits until all is done that is due.
     pub async fn settles(&self) {
         self.settles_within(PATIENCE).await;
