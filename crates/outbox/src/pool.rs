@@ -1,5 +1,7 @@
-//! The way to Postgres: sqlx's pool, with four promises more.
+//! The way to Postgres: sqlx's connections, with five promises more.
 //!
+//! - A connection goes from one use to the next without a question in between, unless it was idle. (sqlx's own pool asks each one
+//!   that comes back whether it is alive: a round trip for each statement that is by itself.)
 //! - Nobody waits for an answer without an end: a way that falls silent is left, and what was connected over it is not used again.
 //! - A standby is not used: it may know less than what was committed, and takes no writes.
 //! - A connection that leads to what takes no writes any more is not kept, though it goes on answering.
@@ -10,20 +12,21 @@
 use std::fmt::{self, Debug};
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{self, BoxFuture};
 use futures_util::stream::{self, BoxStream, Stream};
 use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::postgres::{
+    PgConnectOptions, PgDatabaseError, PgPoolOptions, PgQueryResult, PgRow, PgSeverity, PgStatement, PgTypeInfo,
+};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, PgConnection, Postgres,
     SqlSafeStr, SqlStr,
 };
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::is_connection_lost;
@@ -46,14 +49,34 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may have been idle and still be used unasked.
 const UNASKED: Duration = Duration::from_secs(1);
 
-/// How long a connection is used, as sqlx's pool has it as well.
+/// How old a connection may be when it is used again, and how long it may have been idle: as in sqlx's pool.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
+const LONGEST_IDLE: Duration = Duration::from_secs(10 * 60);
 
 /// Connections, made when they are needed: a database that is away fails statements, not the start.
 #[derive(Debug, Clone)]
 pub struct PgPool {
-    pool: sqlx::PgPool,
+    /// Makes them.
+    maker: sqlx::PgPool,
+    shelf: Arc<Shelf>,
     way: Arc<Way>,
+}
+
+/// Where connections are between two uses.
+#[derive(Debug)]
+struct Shelf {
+    /// As many as there may be connections.
+    turns: Arc<Semaphore>,
+    /// The one that was used last is at the end.
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection that nobody uses.
+#[derive(Debug)]
+struct Idle {
+    connection: PgConnection,
+    made: Instant,
+    used: Instant,
 }
 
 /// What all connections of a pool have in common.
@@ -67,23 +90,23 @@ struct Way {
 
 /// A connection of the pool's, which it goes back to when it is dropped.
 pub struct Connection {
-    /// None once it is given up.
-    inner: Option<PoolConnection<Postgres>>,
+    /// None once it is dropped.
+    inner: Option<PgConnection>,
+    made: Instant,
     /// Begun, and not committed.
     in_transaction: bool,
+    /// Something was asked, and nobody saw to it that the answer was read to its end.
+    is_unanswered: bool,
     way: Arc<Way>,
+    /// None once it is dropped.
+    place: Option<Place>,
 }
 
-/// A connection that is kept from one use to the next, as long as it is good.
-///
-/// Given back it would be asked each time whether it is alive: a round trip before the next use, and some seconds without any if the
-/// way there falls silent meanwhile.
+/// Where a connection goes, and the right to use one until then.
 #[derive(Debug)]
-pub struct Kept {
-    pool: PgPool,
-    connection: Option<Connection>,
-    since: Instant,
-    used: Instant,
+struct Place {
+    shelf: Arc<Shelf>,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// A transaction, which is rolled back when it is dropped.
@@ -97,26 +120,19 @@ impl PgPool {
         let through_pooler = url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0");
         let first = first.filter(|_| !through_pooler);
         let way = Arc::new(Way { through_pooler, first, given_up: watch::Sender::default() });
-        Self { pool: way.connect_lazy(max_connections, options), way }
+        way.pool(max_connections, options)
     }
 
     /// Connections of the same kind, in a pool of their own: for a thread, since a connection belongs to the one it was made in and
     /// to wait for it in another costs a wake-up; or for one purpose. Where they lead is learnt by all of them together.
     #[must_use]
     pub fn apart(&self, max_connections: u32) -> Self {
-        let options = PgConnectOptions::clone(&self.pool.connect_options());
-        Self { pool: self.way.connect_lazy(max_connections, options), way: Arc::clone(&self.way) }
-    }
-
-    /// One of its connections, made when it is first used.
-    pub fn keep(self) -> Kept {
-        let now = Instant::now();
-        Kept { pool: self, connection: None, since: now, used: now }
+        Arc::clone(&self.way).pool(max_connections, PgConnectOptions::clone(&self.maker.connect_options()))
     }
 
     /// For what outlasts a statement, such as LISTEN; none through a pooler.
     pub fn straight(&self) -> Option<&sqlx::PgPool> {
-        (!self.way.through_pooler).then_some(&self.pool)
+        (!self.way.through_pooler).then_some(&self.maker)
     }
 
     /// Waits until a statement fails because of where its connection leads: others are no better.
@@ -131,8 +147,19 @@ impl PgPool {
     /// # Errors
     /// When there is none in time.
     pub async fn acquire(&self) -> Result<Connection, Error> {
-        let inner = Some(self.pool.acquire().await.map_err(in_plain_words)?);
-        Ok(Connection { inner, in_transaction: false, way: Arc::clone(&self.way) })
+        let in_time = timeout(ACQUIRE_TIMEOUT, self.acquire_in_turn()).await;
+        in_time.unwrap_or(Err(Error::PoolTimedOut)).map_err(in_plain_words)
+    }
+
+    async fn acquire_in_turn(&self) -> Result<Connection, Error> {
+        let _turn = Arc::clone(&self.shelf.turns).acquire_owned().await.expect("nobody closes it");
+        let (inner, made) = match self.shelf.take(&self.way).await {
+            Some(idle) => (idle.connection, idle.made),
+            None => (self.maker.acquire().await?.detach(), Instant::now()),
+        };
+        let place = Some(Place { shelf: Arc::clone(&self.shelf), _turn });
+        let way = Arc::clone(&self.way);
+        Ok(Connection { inner: Some(inner), made, in_transaction: false, is_unanswered: false, way, place })
     }
 
     /// # Errors
@@ -165,10 +192,9 @@ impl PgPool {
 }
 
 impl Way {
-    fn connect_lazy(self: &Arc<Self>, max_connections: u32, options: PgConnectOptions) -> sqlx::PgPool {
+    fn pool(self: Arc<Self>, max_connections: u32, options: PgConnectOptions) -> PgPool {
         let (first, through_pooler) = (self.first, self.through_pooler);
-        let (acquiring, releasing) = (Arc::clone(self), Arc::clone(self));
-        PgPoolOptions::new()
+        let maker = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(move |connection, _| {
@@ -183,24 +209,10 @@ impl Way {
                     }
                 })
             })
-            // A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is
-            // not asked: that would double the round trips of a busy program.
-            .test_before_acquire(false)
-            .before_acquire(move |connection, state| {
-                let is_good = acquiring.is_good(state.age);
-                Box::pin(async move {
-                    if is_good && state.idle_for > UNASKED {
-                        connection.ping().await?;
-                    }
-                    Ok(is_good)
-                })
-            })
-            .after_release(move |_, state| {
-                let is_good = releasing.is_good(state.age);
-                Box::pin(async move { Ok(is_good) })
-            })
-            .idle_timeout(Duration::from_secs(600))
-            .connect_lazy_with(options)
+            .connect_lazy_with(options);
+        let turns = usize::try_from(max_connections).expect("a number of connections");
+        let shelf = Shelf { turns: Arc::new(Semaphore::new(turns)), idle: Mutex::default() };
+        PgPool { maker, shelf: Arc::new(shelf), way: self }
     }
 
     /// What Postgres says, if it says it in time.
@@ -229,6 +241,13 @@ fn in_plain_words(error: Error) -> Error {
     }
 }
 
+/// Whether Postgres has refused a statement and is there for the next one. After anything else an answer may be unread, or nobody
+/// be there any more.
+fn is_refusal(error: &Error) -> bool {
+    let told = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    told.is_some_and(|told| matches!(told.severity(), PgSeverity::Error))
+}
+
 async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {
     // As text, since what was not prepared comes as text.
     let row = sqlx::raw_sql("select pg_is_in_recovery()::text as answer").fetch_one(connection).await?;
@@ -239,22 +258,23 @@ async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {
 }
 
 impl Connection {
-    /// Closes it now: a statement may still be running on it, and nothing more can be asked.
-    pub fn give_up(mut self) {
-        if let Some(connection) = self.inner.take() {
-            drop(connection.detach());
-        }
-    }
-
-    /// As sqlx knows it, for what cannot go another way.
+    /// As sqlx knows it, for what cannot go another way. What is asked so is not watched: it is not used again.
     pub(crate) fn raw(&mut self) -> &mut PgConnection {
-        self.inner.as_mut().expect("it is given up by value")
+        self.is_unanswered = true;
+        self.inner.as_mut().expect("it is taken when it is dropped")
     }
 
     /// Executes what needs no preparation.
     async fn say(&mut self, statements: impl SqlSafeStr + Send) -> Result<(), Error> {
+        self.answered(async |connection| connection.raw().execute(statements).await.map(drop)).await
+    }
+
+    /// What Postgres says, if it says it in time.
+    async fn answered<T>(&mut self, ask: impl AsyncFnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let way = Arc::clone(&self.way);
-        way.answer(self.raw().execute(statements)).await.map(drop)
+        let answer = way.answer(ask(self)).await;
+        self.is_unanswered = answer.as_ref().is_err_and(|error| !is_refusal(error));
+        answer
     }
 
     /// Through a pooler, begins a transaction for a statement by itself, if there is none; returns whether it did.
@@ -281,59 +301,53 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let Some(connection) = self.inner.take() else { return };
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(give_back(connection, self.in_transaction))),
-            Err(_) => drop(connection.detach()),
+        let (Some(connection), Some(place)) = (self.inner.take(), self.place.take()) else { return };
+        let idle = Idle { connection, made: self.made, used: Instant::now() };
+        if self.is_unanswered {
+            // A statement may still be running on it: closed.
+        } else if !self.in_transaction {
+            place.shelf.put(idle);
+        } else if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn(roll_back(idle, place)));
         }
     }
 }
 
-/// The pool asks whether a connection is alive before it takes it back, and would wait for the answer without an end.
-async fn give_back(mut connection: PoolConnection<Postgres>, in_transaction: bool) {
-    if in_transaction {
-        let ended = timeout(ACQUIRE_TIMEOUT, connection.execute("rollback")).await;
-        if !ended.is_ok_and(|ended| ended.is_ok()) {
-            return drop(connection.detach());
-        }
+async fn roll_back(mut idle: Idle, place: Place) {
+    let ended = timeout(ACQUIRE_TIMEOUT, idle.connection.execute("rollback")).await;
+    if ended.is_ok_and(|ended| ended.is_ok()) {
+        place.shelf.put(idle);
     }
-    // One that does not answer is closed as this is given up.
-    let _ = timeout(ACQUIRE_TIMEOUT, connection.return_to_pool()).await;
 }
 
-impl Kept {
-    /// The connection, or another one if it is good no more.
-    ///
-    /// # Errors
-    /// When there is none in time.
-    pub async fn get(&mut self) -> Result<&mut Connection, Error> {
-        if !self.is_alive().await {
-            self.give_up();
+impl Shelf {
+    /// The one that was used last, if it is alive: else those that were used before it are no better.
+    async fn take(&self, way: &Way) -> Option<Idle> {
+        let mut last = self.idle().pop()?;
+        if last.is_alive(way).await {
+            return Some(last);
         }
-        self.used = Instant::now();
-        match &mut self.connection {
-            Some(connection) => Ok(connection),
-            none => {
-                self.since = self.used;
-                Ok(none.insert(self.pool.acquire().await?))
-            }
-        }
+        self.idle().clear();
+        None
     }
 
-    async fn is_alive(&mut self) -> bool {
-        let Some(connection) = &mut self.connection else { return false };
-        let age = self.since.elapsed();
-        age < LIFETIME
-            && self.pool.way.is_good(age)
-            && (self.used.elapsed() <= UNASKED
-                || timeout(ACQUIRE_TIMEOUT, connection.raw().ping()).await.is_ok_and(|answer| answer.is_ok()))
+    fn put(&self, idle: Idle) {
+        let mut all = self.idle();
+        all.retain(|idle| idle.used.elapsed() < LONGEST_IDLE);
+        all.push(idle);
     }
 
-    /// Closes it now: a statement may still be running on it, and nothing more can be asked.
-    pub fn give_up(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.give_up();
-        }
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    /// A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is not asked:
+    /// that would double the round trips of a busy program.
+    async fn is_alive(&mut self, way: &Way) -> bool {
+        let age = self.made.elapsed();
+        age < LIFETIME && way.is_good(age) && (self.used.elapsed() <= UNASKED || self.connection.ping().await.is_ok())
     }
 }
 
@@ -378,17 +392,16 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let way = Arc::clone(&self.way);
-        let answering = async move {
-            if !self.way.through_pooler {
-                return self.raw().fetch_many(query).try_collect().await;
+        let ask = async |connection: &mut Connection| {
+            if !connection.way.through_pooler {
+                return connection.raw().fetch_many(query).try_collect().await;
             }
-            let alone = self.begin_alone().await?;
-            let answer = self.raw().fetch_many(Unnamed(query)).try_collect().await;
-            let ended = self.end_alone(alone, answer.is_ok()).await;
+            let alone = connection.begin_alone().await?;
+            let answer = connection.raw().fetch_many(Unnamed(query)).try_collect().await;
+            let ended = connection.end_alone(alone, answer.is_ok()).await;
             answer.and_then(|answer| ended.map(|()| answer))
         };
-        streamed(async move { way.answer(answering).await }).boxed()
+        streamed(self.answered(ask)).boxed()
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -442,14 +455,14 @@ impl<'p> Executor<'p> for &'p PgPool {
     where
         'p: 'e,
     {
-        self.pool.prepare_with(sql, parameters)
+        self.maker.prepare_with(sql, parameters)
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
     where
         'p: 'e,
     {
-        self.pool.describe(sql)
+        self.maker.describe(sql)
     }
 }
 
@@ -480,3 +493,6 @@ impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix_web::rt;
-use oarlock_outbox::pool::{Connection, Kept};
+use oarlock_outbox::pool::Connection;
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored, Tell};
 use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
@@ -103,7 +103,6 @@ impl Intake {
 
 async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, common: Common) {
     let Common { commits_under_way, news, .. } = common;
-    let mut connection = pool.keep();
     let mut batch = Vec::with_capacity(BATCH);
     while gather(&mut waiting, &mut batch).await {
         // Whose time is up has been answered 503 and will be sent again: in a jam, make way for those still waiting.
@@ -112,7 +111,7 @@ async fn commit_batches(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>, comm
             // A commit by itself wakes the workers itself, which is quickest. One of many leaves that to whoever tells once for
             // all of them, or each would wait for the one before it to be on disk.
             let tell = if commits_under_way.fetch_add(1, Ordering::Relaxed) == 0 { Tell::Now } else { Tell::Later };
-            let is_news = commit(&mut connection, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
+            let is_news = commit(&pool, mem::replace(&mut batch, Vec::with_capacity(BATCH)), tell).await;
             commits_under_way.fetch_sub(1, Ordering::Relaxed);
             if is_news {
                 news.send_replace(());
@@ -149,19 +148,19 @@ async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
 }
 
 /// Commits a batch and answers; returns whether there was anything new that no worker has been told of.
-async fn commit(connection: &mut Kept, batch: Vec<Waiting>, mut tell: Tell) -> bool {
+async fn commit(pool: &PgPool, batch: Vec<Waiting>, mut tell: Tell) -> bool {
     let mut alerts = Vec::with_capacity(batch.len());
     let mut callers = Vec::with_capacity(batch.len());
     for Waiting { alert, answer, _room } in batch {
         alerts.push(alert);
         callers.push((answer, _room));
     }
-    let mut stored = store_all(connection, &alerts, &mut tell).await;
+    let mut stored = store_all(pool, &alerts, &mut tell).await;
     // After that the pool uses no connection of before, and a new one may do. It is safe also if the first try was committed:
     // what is inserted again is then found stored.
     let again = stored.as_ref().is_err_and(is_connection_lost);
     if again {
-        stored = store_all(connection, &alerts, &mut tell).await;
+        stored = store_all(pool, &alerts, &mut tell).await;
     }
     let stored = match stored {
         Ok(stored) => stored,
@@ -181,16 +180,11 @@ async fn commit(connection: &mut Kept, batch: Vec<Waiting>, mut tell: Tell) -> b
 }
 
 async fn store_all(
-    connection: &mut Kept,
+    pool: &PgPool,
     alerts: &[NewAlert],
     tell: &mut Tell,
 ) -> Result<Vec<Result<Stored, Unavailable>>, sqlx::Error> {
-    let stored = insert(connection.get().await?, alerts, tell).await;
-    // An error that is not Postgres's own may have left a statement running or an answer unread.
-    if stored.as_ref().is_err_and(|error| error.as_database_error().is_none()) {
-        connection.give_up();
-    }
-    stored
+    insert(&mut pool.acquire().await?, alerts, tell).await
 }
 
 /// Inserts all, or, if something about the alerts themselves is refused, each for itself: one must not sink the others. What
