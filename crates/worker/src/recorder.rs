@@ -1,12 +1,15 @@
 //! Results are written, many at a time, whatever the database is doing meanwhile.
 
+use std::future;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use oarlock_outbox::record::{self, Finished, Verdict};
 use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::runtime::Builder;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,8 +56,26 @@ enum GivenUp {
 }
 
 impl Recorder {
-    /// Writes results until all loops have ended and everything is written.
-    pub async fn run(self, mut results: mpsc::Receiver<Recordable>) {
+    /// Writes results until all loops have ended and everything is written, which is then told.
+    ///
+    /// In a thread of its own: among the calls it would wait for their turns whenever Postgres answers, and their slots for it.
+    pub fn start(self, results: mpsc::Receiver<Recordable>) -> oneshot::Receiver<()> {
+        let (ended, end) = oneshot::channel();
+        let record = move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("the machine gives us a runtime");
+            runtime.block_on(async {
+                self.run(results).await;
+                // Who does not wait for it is stopping in a hurry.
+                let _ = ended.send(());
+                // Connections that were made here may be in the hands of others.
+                future::pending::<()>().await;
+            })
+        };
+        thread::Builder::new().name("recorder".to_owned()).spawn(record).expect("the machine gives us a thread");
+        end
+    }
+
+    async fn run(self, mut results: mpsc::Receiver<Recordable>) {
         let mut batch = Vec::with_capacity(BATCH);
         let (apart, turns) = (TaskTracker::new(), Arc::new(Semaphore::new(APART)));
         while results.recv_many(&mut batch, BATCH).await > 0 {

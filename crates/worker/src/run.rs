@@ -127,7 +127,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
-    let recorder = tokio::spawn(recorder.run(finished));
+    let recorder = recorder.start(finished);
     let listening = {
         let (pool, bells, shutdown) = (pool.clone(), Arc::clone(&bells), shutdown.clone());
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
