@@ -17,7 +17,7 @@
 //! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
 //! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
 //!
-//! It knows no HTTP, and its only task gives a connection back.
+//! It knows no HTTP, and its only tasks settle connections that were left, or close them.
 
 use std::time::Duration;
 

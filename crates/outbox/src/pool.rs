@@ -49,6 +49,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may have been idle and still be used unasked.
 const UNASKED: Duration = Duration::from_secs(1);
 
+/// How long one that was idle, or left amid a statement, has to show that it can be used.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
 /// How old a connection may be when it is used again, and how long it may have been idle: as in sqlx's pool.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 const LONGEST_IDLE: Duration = Duration::from_secs(10 * 60);
@@ -95,11 +98,21 @@ pub struct Connection {
     made: Instant,
     /// Begun, and not committed.
     in_transaction: bool,
-    /// Something was asked, and nobody saw to it that the answer was read to its end.
-    is_unanswered: bool,
+    state: State,
     way: Arc<Way>,
     /// None once it is dropped.
     place: Option<Place>,
+}
+
+/// What is known of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// All that was asked is answered.
+    Ready,
+    /// Something was asked, and nobody has seen the end of the answer.
+    Asked,
+    /// Nobody knows what is left to read, or nobody is there.
+    Lost,
 }
 
 /// Where a connection goes, and the right to use one until then.
@@ -130,7 +143,7 @@ impl PgPool {
         Arc::clone(&self.way).pool(max_connections, PgConnectOptions::clone(&self.maker.connect_options()))
     }
 
-    /// For what outlasts a statement, such as LISTEN; none through a pooler.
+    /// For what outlasts a statement, such as LISTEN, beside the connections of this pool; none through a pooler.
     pub fn straight(&self) -> Option<&sqlx::PgPool> {
         (!self.way.through_pooler).then_some(&self.maker)
     }
@@ -159,7 +172,7 @@ impl PgPool {
         };
         let place = Some(Place { shelf: Arc::clone(&self.shelf), _turn });
         let way = Arc::clone(&self.way);
-        Ok(Connection { inner: Some(inner), made, in_transaction: false, is_unanswered: false, way, place })
+        Ok(Connection { inner: Some(inner), made, in_transaction: false, state: State::Ready, way, place })
     }
 
     /// # Errors
@@ -258,9 +271,9 @@ async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {
 }
 
 impl Connection {
-    /// As sqlx knows it, for what cannot go another way. What is asked so is not watched: it is not used again.
+    /// As sqlx knows it, for what cannot go another way.
     pub(crate) fn raw(&mut self) -> &mut PgConnection {
-        self.is_unanswered = true;
+        self.state = State::Asked;
         self.inner.as_mut().expect("it is taken when it is dropped")
     }
 
@@ -273,7 +286,10 @@ impl Connection {
     async fn answered<T>(&mut self, ask: impl AsyncFnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let way = Arc::clone(&self.way);
         let answer = way.answer(ask(self)).await;
-        self.is_unanswered = answer.as_ref().is_err_and(|error| !is_refusal(error));
+        self.state = match &answer {
+            Err(error) if !is_refusal(error) => State::Lost,
+            _ => State::Ready,
+        };
         answer
     }
 
@@ -291,8 +307,8 @@ impl Connection {
     async fn end_alone(&mut self, was_begun: bool, went_well: bool) -> Result<(), Error> {
         if was_begun {
             let ended = self.raw().execute(if went_well { "commit" } else { "rollback" }).await;
-            // Also by a commit that fails.
-            self.in_transaction = false;
+            // Also by a commit that is refused.
+            self.in_transaction = ended.as_ref().is_err_and(|error| !is_refusal(error));
             ended?;
         }
         Ok(())
@@ -303,38 +319,51 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let (Some(connection), Some(place)) = (self.inner.take(), self.place.take()) else { return };
         let idle = Idle { connection, made: self.made, used: Instant::now() };
-        if self.is_unanswered {
-            // A statement may still be running on it: closed.
-        } else if !self.in_transaction {
-            place.shelf.put(idle);
-        } else if let Ok(runtime) = Handle::try_current() {
-            drop(runtime.spawn(roll_back(idle, place)));
+        match self.state {
+            State::Lost => {}
+            State::Ready if !self.in_transaction => place.shelf.put(idle),
+            State::Ready | State::Asked => {
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(settle(idle, self.in_transaction, place));
+                }
+            }
         }
     }
 }
 
-async fn roll_back(mut idle: Idle, place: Place) {
-    let ended = timeout(ACQUIRE_TIMEOUT, idle.connection.execute("rollback")).await;
-    if ended.is_ok_and(|ended| ended.is_ok()) {
+/// Puts a connection away once nothing runs on it any more, or closes it. Until then it counts as one that is used.
+async fn settle(mut idle: Idle, in_transaction: bool, place: Place) {
+    let settled = async {
+        if in_transaction { idle.connection.execute("rollback").await.map(drop) } else { idle.connection.ping().await }
+    };
+    if timeout(SIGN_OF_LIFE, settled).await.is_ok_and(|settled| settled.is_ok()) {
         place.shelf.put(idle);
     }
 }
 
 impl Shelf {
-    /// The one that was used last, if it is alive: else those that were used before it are no better.
+    /// The one that was used last. If it died while it was idle, that is found before a statement is lost on it; one that was in use
+    /// a moment ago is not asked, since that would double the round trips of a busy program.
     async fn take(&self, way: &Way) -> Option<Idle> {
-        let mut last = self.idle().pop()?;
-        if last.is_alive(way).await {
+        let mut last = self.take_unasked(way)?;
+        if last.used.elapsed() <= UNASKED || last.shows_life().await {
             return Some(last);
         }
+        // Those that were used before it are no better.
         self.idle().clear();
         None
     }
 
-    fn put(&self, idle: Idle) {
+    fn take_unasked(&self, way: &Way) -> Option<Idle> {
         let mut all = self.idle();
-        all.retain(|idle| idle.used.elapsed() < LONGEST_IDLE);
-        all.push(idle);
+        for old in all.extract_if(.., |idle| !idle.may_be_used(way)) {
+            tokio::spawn(timeout(SIGN_OF_LIFE, old.connection.close()));
+        }
+        all.pop()
+    }
+
+    fn put(&self, idle: Idle) {
+        self.idle().push(idle);
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -343,11 +372,13 @@ impl Shelf {
 }
 
 impl Idle {
-    /// A connection that died while idle is found before a statement is lost on it. One that was in use a moment ago is not asked:
-    /// that would double the round trips of a busy program.
-    async fn is_alive(&mut self, way: &Way) -> bool {
+    fn may_be_used(&self, way: &Way) -> bool {
         let age = self.made.elapsed();
-        age < LIFETIME && way.is_good(age) && (self.used.elapsed() <= UNASKED || self.connection.ping().await.is_ok())
+        age < LIFETIME && self.used.elapsed() < LONGEST_IDLE && way.is_good(age)
+    }
+
+    async fn shows_life(&mut self) -> bool {
+        timeout(SIGN_OF_LIFE, self.connection.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 }
 
@@ -455,14 +486,14 @@ impl<'p> Executor<'p> for &'p PgPool {
     where
         'p: 'e,
     {
-        self.maker.prepare_with(sql, parameters)
+        async move { self.acquire().await?.raw().prepare_with(sql, parameters).await }.boxed()
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
     where
         'p: 'e,
     {
-        self.maker.describe(sql)
+        async move { self.acquire().await?.raw().describe(sql).await }.boxed()
     }
 }
 

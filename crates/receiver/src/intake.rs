@@ -76,8 +76,8 @@ struct Waiting {
 }
 
 impl Intake {
-    /// Starts the committer of the thread that this is called in. It keeps one connection of the pool, and ends with the intake or
-    /// with the thread.
+    /// Starts the committer of the thread that this is called in. It uses one connection of the pool at a time, and ends with the
+    /// intake or with the thread.
     pub fn start(pool: PgPool, common: Common) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         rt::spawn(commit_batches(pool, waiting, common.clone()));

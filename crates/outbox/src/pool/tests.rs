@@ -1,16 +1,69 @@
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// One connection, to the Postgres of all tests.
-fn one() -> PgPool {
+/// The Postgres of all tests.
+fn postgres() -> PgConnectOptions {
     let url = std::env::var("DATABASE_URL").expect("DATABASE_URL names a Postgres: run `make test`");
-    PgPool::connect_lazy(1, url.parse().unwrap(), None)
+    url.parse().expect("DATABASE_URL is the URL of a Postgres")
+}
+
+fn one() -> PgPool {
+    PgPool::connect_lazy(1, postgres(), None)
 }
 
 /// Which process of Postgres is at the other end.
 async fn server(connection: &mut Connection) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.unwrap()
+}
+
+/// Ends a process of Postgres.
+async fn cut(server: i32) {
+    let cut = sqlx::query_scalar("select pg_terminate_backend($1, 5000)").bind(server);
+    let ended: bool = cut.fetch_one(&one()).await.unwrap();
+    assert!(ended);
+}
+
+/// A way to Postgres on which whatever is connected falls silent when it is told to; what comes later gets through.
+async fn way_that_falls_silent() -> (PgConnectOptions, watch::Sender<()>) {
+    let to = postgres();
+    let target = (to.get_host().to_owned(), to.get_port());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let silence = watch::Sender::new(());
+    let silenced = silence.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (target, mut silenced) = (target.clone(), silenced.subscribe());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(target).await.unwrap();
+                tokio::select! {
+                    _ = copy_bidirectional(&mut near, &mut far) => {}
+                    _ = silenced.changed() => future::pending().await,
+                }
+            });
+        }
+    });
+    (to.host("127.0.0.1").port(port), silence)
+}
+
+#[tokio::test]
+async fn idle_connections_whose_way_fell_silent_are_left_together_and_in_time() {
+    let (way, silence) = way_that_falls_silent().await;
+    let pool = PgPool::connect_lazy(3, way, None);
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    drop(held);
+    tokio::time::sleep(UNASKED).await;
+    silence.send_replace(());
+    let started = Instant::now();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let took = started.elapsed();
+    assert!(took < 5 * SIGN_OF_LIFE / 2, "each was waited for: {took:?}");
+    drop(held);
+    sqlx::query("select 1").execute(&pool).await.unwrap();
 }
 
 #[tokio::test]
@@ -55,26 +108,25 @@ async fn a_connection_that_was_left_amid_a_statement_is_not_used_again() {
     let asked = sqlx::query("select pg_sleep(60)").execute(&mut left);
     assert!(timeout(PATIENCE, asked).await.is_err(), "it sleeps");
     drop(left);
-    let next = timeout(Duration::from_secs(4), pool.acquire()).await.expect("nobody waits for it").unwrap();
-    assert_ne!(server(&mut { next }).await, it);
+    assert_ne!(server(&mut pool.acquire().await.unwrap()).await, it);
 }
 
 #[tokio::test]
 async fn a_connection_that_was_cut_is_followed_by_another() {
-    let (pool, other) = (one(), one());
-    let it = server(&mut pool.acquire().await.unwrap()).await;
-    let ended: bool =
-        sqlx::query_scalar("select pg_terminate_backend($1, 5000)").bind(it).fetch_one(&other).await.unwrap();
-    assert!(ended);
-    sqlx::query("select 1").execute(&pool).await.unwrap_err();
+    let pool = one();
+    let mut held = pool.acquire().await.unwrap();
+    let it = server(&mut held).await;
+    cut(it).await;
+    sqlx::query("select 1").execute(&mut held).await.unwrap_err();
+    drop(held);
     assert_ne!(server(&mut pool.acquire().await.unwrap()).await, it);
 }
 
 #[tokio::test]
 async fn a_connection_that_was_cut_while_it_was_idle_is_not_used() {
-    let (pool, other) = (one(), one());
+    let pool = one();
     let it = server(&mut pool.acquire().await.unwrap()).await;
     tokio::time::sleep(UNASKED).await;
-    sqlx::query("select pg_terminate_backend($1, 5000)").bind(it).execute(&other).await.unwrap();
+    cut(it).await;
     assert_ne!(server(&mut pool.acquire().await.unwrap()).await, it);
 }
