@@ -71,14 +71,15 @@ struct Shelf {
     /// As many as there may be connections.
     turns: Arc<Semaphore>,
     /// The one that was used last is at the end.
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<Link>>,
 }
 
-/// A connection that nobody uses.
+/// A connection, as sqlx knows it.
 #[derive(Debug)]
-struct Idle {
+struct Link {
     connection: PgConnection,
     made: Instant,
+    /// Until then, if nobody uses it.
     used: Instant,
 }
 
@@ -94,14 +95,11 @@ struct Way {
 /// A connection of the pool's, which it goes back to when it is dropped.
 pub struct Connection {
     /// None once it is dropped.
-    inner: Option<PgConnection>,
-    made: Instant,
+    lent: Option<(Link, Place)>,
     /// Begun, and not committed.
     in_transaction: bool,
     state: State,
     way: Arc<Way>,
-    /// None once it is dropped.
-    place: Option<Place>,
 }
 
 /// What is known of a connection.
@@ -166,13 +164,12 @@ impl PgPool {
 
     async fn acquire_in_turn(&self) -> Result<Connection, Error> {
         let _turn = Arc::clone(&self.shelf.turns).acquire_owned().await.expect("nobody closes it");
-        let (inner, made) = match self.shelf.take(&self.way).await {
-            Some(idle) => (idle.connection, idle.made),
-            None => (self.maker.acquire().await?.detach(), Instant::now()),
+        let link = match self.shelf.take(&self.way).await {
+            Some(link) => link,
+            None => Link::new(self.maker.acquire().await?.detach()),
         };
-        let place = Some(Place { shelf: Arc::clone(&self.shelf), _turn });
-        let way = Arc::clone(&self.way);
-        Ok(Connection { inner: Some(inner), made, in_transaction: false, state: State::Ready, way, place })
+        let lent = Some((link, Place { shelf: Arc::clone(&self.shelf), _turn }));
+        Ok(Connection { lent, in_transaction: false, state: State::Ready, way: Arc::clone(&self.way) })
     }
 
     /// # Errors
@@ -274,7 +271,8 @@ impl Connection {
     /// As sqlx knows it, for what cannot go another way.
     pub(crate) fn raw(&mut self) -> &mut PgConnection {
         self.state = State::Asked;
-        self.inner.as_mut().expect("it is taken when it is dropped")
+        let (link, _) = self.lent.as_mut().expect("it is taken when it is dropped");
+        &mut link.connection
     }
 
     /// Executes what needs no preparation.
@@ -317,14 +315,14 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let (Some(connection), Some(place)) = (self.inner.take(), self.place.take()) else { return };
-        let idle = Idle { connection, made: self.made, used: Instant::now() };
+        let Some((mut link, place)) = self.lent.take() else { return };
+        link.used = Instant::now();
         match self.state {
             State::Lost => {}
-            State::Ready if !self.in_transaction => place.shelf.put(idle),
+            State::Ready if !self.in_transaction => place.shelf.put(link),
             State::Ready | State::Asked => {
                 if let Ok(runtime) = Handle::try_current() {
-                    runtime.spawn(settle(idle, self.in_transaction, place));
+                    runtime.spawn(settle(link, self.in_transaction, place));
                 }
             }
         }
@@ -332,21 +330,27 @@ impl Drop for Connection {
 }
 
 /// Puts a connection away once nothing runs on it any more, or closes it. Until then it counts as one that is used.
-async fn settle(mut idle: Idle, in_transaction: bool, place: Place) {
-    let settled = async {
-        if in_transaction { idle.connection.execute("rollback").await.map(drop) } else { idle.connection.ping().await }
+async fn settle(mut link: Link, in_transaction: bool, place: Place) {
+    let is_settled = if in_transaction {
+        is_answered(link.connection.execute("rollback")).await
+    } else {
+        is_answered(link.connection.ping()).await
     };
-    if timeout(SIGN_OF_LIFE, settled).await.is_ok_and(|settled| settled.is_ok()) {
-        place.shelf.put(idle);
+    if is_settled {
+        place.shelf.put(link);
     }
+}
+
+async fn is_answered<T>(asked: impl Future<Output = Result<T, Error>>) -> bool {
+    timeout(SIGN_OF_LIFE, asked).await.is_ok_and(|answer| answer.is_ok())
 }
 
 impl Shelf {
     /// The one that was used last. If it died while it was idle, that is found before a statement is lost on it; one that was in use
     /// a moment ago is not asked, since that would double the round trips of a busy program.
-    async fn take(&self, way: &Way) -> Option<Idle> {
+    async fn take(&self, way: &Way) -> Option<Link> {
         let mut last = self.take_unasked(way)?;
-        if last.used.elapsed() <= UNASKED || last.shows_life().await {
+        if last.used.elapsed() <= UNASKED || is_answered(last.connection.ping()).await {
             return Some(last);
         }
         // Those that were used before it are no better.
@@ -354,31 +358,32 @@ impl Shelf {
         None
     }
 
-    fn take_unasked(&self, way: &Way) -> Option<Idle> {
+    fn take_unasked(&self, way: &Way) -> Option<Link> {
         let mut all = self.idle();
-        for old in all.extract_if(.., |idle| !idle.may_be_used(way)) {
+        for old in all.extract_if(.., |link| !link.may_be_used(way)) {
             tokio::spawn(timeout(SIGN_OF_LIFE, old.connection.close()));
         }
         all.pop()
     }
 
-    fn put(&self, idle: Idle) {
-        self.idle().push(idle);
+    fn put(&self, link: Link) {
+        self.idle().push(link);
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Link>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Idle {
+impl Link {
+    fn new(connection: PgConnection) -> Self {
+        let now = Instant::now();
+        Self { connection, made: now, used: now }
+    }
+
     fn may_be_used(&self, way: &Way) -> bool {
         let age = self.made.elapsed();
         age < LIFETIME && self.used.elapsed() < LONGEST_IDLE && way.is_good(age)
-    }
-
-    async fn shows_life(&mut self) -> bool {
-        timeout(SIGN_OF_LIFE, self.connection.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 }
 
@@ -524,6 +529,3 @@ impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
         false
     }
 }
-
-#[cfg(test)]
-mod tests;
