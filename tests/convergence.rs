@@ -359,7 +359,14 @@ async fn invitations_follow_the_subscription() {
 #[tokio::test]
 async fn invitations_that_were_begun_follow_the_subscription() {
     for is_refused in [false, true] {
-        let oarlock = Settings::default().without("jira").set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s").start().await;
+        // The retry waits until it is asked for.
+        let oarlock = Settings::default()
+            .without("jira")
+            .set("OARLOCK_WORKER__REQUEST_TIMEOUT", "1s")
+            .set("OARLOCK_WORKER__RETRY_BASE", "6h")
+            .set("OARLOCK_WORKER__RETRY_CAP", "6h")
+            .start()
+            .await;
         let (old, then) = ("old@example.com", Utc::now() - Span::hours(1));
         let fault = if is_refused { Fault::slack_error("invalid_email") } else { Fault::hang() };
         oarlock.slack().fail(fault.times(1));
