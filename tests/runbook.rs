@@ -313,9 +313,12 @@ async fn forget_this_customer(section: &mut Section) {
     let then = Utc::now() - Span::hours(1);
     let created = Classic::subscription_created("ann@old.example.com").subscription("1").at(then);
     oarlock.paddle_sends(&created).await;
+    // Invited at the old address: what has not begun by then would follow to the new one.
+    oarlock.settles().await;
     oarlock
         .paddle_sends(&Classic::update_audience_member("ann@old.example.com", ANN).at(then + Span::minutes(1)))
         .await;
+    oarlock.settles().await;
     oarlock.paddle_sends(&Classic::subscription_created(BOB).subscription("2")).await;
     let cancelled = Classic::subscription_cancelled(ANN).subscription("1").ends_at(Utc::now() + Span::days(20));
     oarlock.paddle_sends(&cancelled).await;
