@@ -21,6 +21,40 @@ async fn a_purchase() {
     assert!(!oarlock.jira().group("commercial-support").has(ANN), "a purchase is no subscription");
 }
 
+/// On the way an address is part of a form, of JSON, of a query and of a path; it arrives as it was.
+#[tokio::test]
+async fn an_address_arrives_as_it_is() {
+    let odd = [
+        "o'brien+news@example.com",
+        "a&b=c@example.com",
+        "100%25@example.com",
+        "ann#1/2?@example.com",
+        "zoë@müller.example",
+    ];
+    for edition in [Edition::Cloud, Edition::DataCenter] {
+        let oarlock = Settings::default().jira(edition).start().await;
+        for (number, email) in (1..).zip(odd) {
+            let subscription = format!("{number}");
+            oarlock.paddle_sends(&Classic::subscription_created(email).subscription(&subscription)).await;
+        }
+        oarlock.settles().await;
+        let mut expected = odd.to_vec();
+        expected.sort_unstable();
+        assert_eq!(
+            oarlock.jira().group("commercial-support").members(),
+            expected,
+            "{edition:?}\n{}",
+            oarlock.outbox().await
+        );
+        for email in odd {
+            assert!(
+                oarlock.slack().invited(email) && oarlock.jira().service_desk("3").has(email),
+                "{edition:?} {email}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_subscription_and_its_cancellation() {
     for edition in [Edition::Cloud, Edition::DataCenter] {

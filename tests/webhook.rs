@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use nix::sys::signal::Signal;
+use oarlock_outbox::AlertName;
 use oarlock_sandbox::paddle::{Billing, BillingAlert, BillingSigner, Classic, ClassicAlert, ClassicSigner, Signed};
 use oarlock_tests::{Database, Oarlock, PATIENCE, Pooler, Settings, WEBHOOK_SECRET};
 use reqwest::header::{ALLOW, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -237,6 +238,18 @@ async fn whatever_paddle_signs_is_stored() {
         let said: Value = fields.map(|(name, value)| (name, value.replace('\0', "\u{fffd}"))).collect();
         assert_eq!(row.payload, said, "{what}");
     }
+    for name in AlertName::ALL.iter().map(|name| name.as_str()) {
+        let signed = if name.contains('.') {
+            billing(&Billing::named(name, "ctm_1", ANN))
+        } else {
+            classic(&oarlock, &Classic::named(name, ANN))
+        };
+        accepted(&oarlock, &signed).await;
+    }
+    let names = "select count(distinct alert_name) from outbox where alert_name = any ($1)";
+    let all: Vec<&str> = AlertName::ALL.iter().map(|name| name.as_str()).collect();
+    let stored: i64 = sqlx::query_scalar(names).bind(&all).fetch_one(oarlock.pool()).await.unwrap();
+    assert_eq!(usize::try_from(stored), Ok(all.len()));
     let placeholders: Vec<String> = sqlx::query_scalar(
         "select concat_ws(' ', email, occurred_at, subscription_id) from outbox join outbox_evidence on outbox_id = id where payload ->> 'email' in ('email', '') order by id",
     )
@@ -308,6 +321,10 @@ async fn however_it_is_encoded() {
         let said: Value = fields.iter().map(|(name, value)| (text(name), text(value))).collect();
         assert_eq!(row.payload, said, "{what}");
     }
+    // Whatever it is called.
+    let called_json =
+        Signed { content_type: "application/json", ..classic(&oarlock, &Classic::payment_succeeded(ANN)) };
+    accepted(&oarlock, &called_json).await;
 
     // JSON as no serializer of ours would write it.
     let body = "\n{ \"event_id\" : \"evt_1\",\t\"event_type\":\"\\u0073ubscription.created\", \"big\": 12345678901234567890123456789,

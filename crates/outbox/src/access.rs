@@ -18,7 +18,7 @@
 //! | active, trialing, past due (Paddle is still trying) | with no end |
 //! | paused | until the pause, or an end before it |
 //! | cancelled, with a date | until that date, or an end that was known before: no cancellation moves an end later |
-//! | cancelled, without | until the end that was known before, else until the cancellation |
+//! | cancelled, without | until the end that was known before, else until the cancellation, or a date that another one names later |
 //! | and the last payment is refunded in full, where that is configured to end access | until the refund, or an end before it |
 //!
 //! Plans are those of the newest alert that names any.
@@ -33,6 +33,7 @@ use std::cmp::Ordering;
 use chrono::{DateTime, Utc};
 
 use crate::alert::Status;
+use crate::received;
 
 /// What one alert says about one subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,11 @@ pub struct Address {
 }
 
 impl Address {
+    /// What a look-up found; none if it is no address that can be acted for.
+    pub fn looked_up(email: &str, as_of: DateTime<Utc>) -> Option<Self> {
+        Some(Self { email: received::email(email)?, as_of, told_by: None })
+    }
+
     /// Whether this one is right, given another that is known.
     pub fn is_as_new_as(&self, known: &Self) -> bool {
         (self.as_of, &self.told_by) >= (known.as_of, &known.told_by)
@@ -99,11 +105,12 @@ pub struct Standing {
 /// Where a subscription stands; none if nothing was told of it. The alerts may come in any order, and more than once.
 pub fn standing(told: &[Told], refund_ends_access: bool) -> Option<Standing> {
     let mut standing: Option<Standing> = None;
+    let mut end = End::Open;
     for told in in_order(told) {
-        let held_end = standing.as_ref().and_then(|held| held.entitled_until);
+        end = end.after(told, refund_ends_access);
         let mut next = Standing {
             status: told.status,
-            entitled_until: end_after(told, held_end, refund_ends_access),
+            entitled_until: end.time(),
             plans: told.plans.clone(),
             customer_id: told.customer_id.clone(),
             email: told.email.clone().map(|email| (email, told.happened_at)),
@@ -122,16 +129,36 @@ pub fn standing(told: &[Told], refund_ends_access: bool) -> Option<Standing> {
     standing
 }
 
-fn end_after(told: &Told, held_end: Option<DateTime<Utc>>, refund_ends_access: bool) -> Option<DateTime<Utc>> {
-    let no_later_than = |end: DateTime<Utc>| Some(held_end.map_or(end, |held| held.min(end)));
-    if told.full_refund && refund_ends_access {
-        return no_later_than(told.happened_at);
+/// When access ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Open,
+    Known(DateTime<Utc>),
+    /// By a cancellation that named no date: when it was told.
+    Guessed(DateTime<Utc>),
+}
+
+impl End {
+    fn time(self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Open => None,
+            Self::Known(time) | Self::Guessed(time) => Some(time),
+        }
     }
-    match (told.status, told.ends) {
-        (Status::Active | Status::Trialing | Status::PastDue, _) => None,
-        (Status::Paused, _) => no_later_than(told.happened_at),
-        (Status::Cancelled, Some(end)) => no_later_than(end),
-        (Status::Cancelled, None) => Some(held_end.unwrap_or(told.happened_at)),
+
+    fn after(self, told: &Told, refund_ends_access: bool) -> Self {
+        let no_later_than = |end: DateTime<Utc>| Self::Known(self.time().map_or(end, |held| held.min(end)));
+        if told.full_refund && refund_ends_access {
+            return no_later_than(told.happened_at);
+        }
+        match (told.status, told.ends, self) {
+            (Status::Active | Status::Trialing | Status::PastDue, ..) => Self::Open,
+            (Status::Paused, ..) => no_later_than(told.happened_at),
+            (Status::Cancelled, Some(end), Self::Guessed(_)) => Self::Known(end),
+            (Status::Cancelled, Some(end), _) => no_later_than(end),
+            (Status::Cancelled, None, Self::Open) => Self::Guessed(told.happened_at),
+            (Status::Cancelled, None, held) => held,
+        }
     }
 }
 

@@ -202,6 +202,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_that_is_announced_is_none_yet() {
+        let payload = json!({"email": "ann@example.com", "subscription_id": "8", "status": "active", "old_status": "active",
+                             "paused_at": "2020-08-12 10:00:00", "paused_from": "2020-09-01", "paused_reason": "voluntary"});
+        let state = read(Source::Classic, "subscription_updated", &payload).subscription.unwrap();
+        assert_eq!((state.status, state.ends), (Status::Active, None));
+    }
+
+    #[test]
     fn simulator_placeholders_say_nothing() {
         let payload = json!({"email": "email", "subscription_id": "8", "status": "status", "old_status": "old_status"});
         let says = read(Source::Classic, "subscription_updated", &payload);

@@ -47,25 +47,30 @@ pub async fn pause_until_mended(pool: &PgPool, destination: Destination, reason:
     .map(drop)
 }
 
-/// The probe went through (everybody may call again), or told nothing (another one may try).
+/// The probe went through: everybody may call again.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn probed(pool: &PgPool, destination: Destination, went_through: bool) -> Result<(), sqlx::Error> {
-    if went_through {
-        sqlx::query!(
-            "update destination set paused_until = null, paused_reason = null, failures = 0, probing = false, probe_until = null
-             where name = $1 and probing and (paused_until is null or paused_until <= clock_timestamp())",
-            destination.as_str()
-        )
+pub async fn probe_succeeded(pool: &PgPool, destination: Destination) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update destination set paused_until = null, paused_reason = null, failures = 0, probing = false, probe_until = null
+         where name = $1 and probing and (paused_until is null or paused_until <= clock_timestamp())",
+        destination.as_str()
+    )
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// The probe told nothing: another one may try.
+///
+/// # Errors
+/// When the database is away.
+pub async fn probe_told_nothing(pool: &PgPool, destination: Destination) -> Result<(), sqlx::Error> {
+    sqlx::query!("update destination set probe_until = null where name = $1", destination.as_str())
         .execute(pool)
-        .await?;
-    } else {
-        sqlx::query!("update destination set probe_until = null where name = $1", destination.as_str())
-            .execute(pool)
-            .await?;
-    }
-    Ok(())
+        .await
+        .map(drop)
 }
 
 /// Takes a turn at a destination that runs only so many actions a minute; false if none is free yet.

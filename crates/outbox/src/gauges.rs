@@ -1,6 +1,6 @@
 //! Counts for metrics, each from an index of its own.
 
-use crate::{BEGIN_OVERVIEW, PgPool};
+use crate::{OVERVIEW, PgPool};
 
 /// How many alerts there are of a status.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct Gauges {
 /// # Errors
 /// When the database is away.
 pub async fn read(pool: &PgPool) -> Result<Gauges, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN_OVERVIEW).await?;
+    let mut transaction = pool.begin_with(OVERVIEW).await?;
     let alerts = sqlx::query_as!(
         AlertCount,
         r#"select status as "status!", count(*) as "count!" from outbox where status in ('pending', 'dead') group by status
@@ -94,6 +94,6 @@ pub async fn read_drift(pool: &PgPool) -> Result<Drift, sqlx::Error> {
         r#"select count(*) as "customers!", coalesce(extract(epoch from now() - min(differs_since)), 0)::float8 as "oldest_seconds!"
            from access where differs_since is not null"#
     )
-    .fetch_one(&mut *pool.begin_with(BEGIN_OVERVIEW).await?)
+    .fetch_one(&mut *pool.begin_with(OVERVIEW).await?)
     .await
 }

@@ -10,15 +10,6 @@ use crate::claim::Claim;
 use crate::names::from_schema;
 use crate::{MemberState, PgPool};
 
-/// What a customer pays for at this moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Paid {
-    /// Whether any subscription entitles them.
-    pub entitled: bool,
-    /// The plans of the subscriptions that do.
-    pub plans: Vec<String>,
-}
-
 /// A membership of a customer, as far as we know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -38,22 +29,24 @@ pub enum FencedWriteError {
     Database(#[from] sqlx::Error),
 }
 
-/// What this customer pays for now, by Postgres's clock.
+/// The plans this customer pays for now, by Postgres's clock; none if nothing is paid for.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn paid(pool: &PgPool, email: &str) -> Result<Paid, sqlx::Error> {
+pub async fn paid(pool: &PgPool, email: &str) -> Result<Option<Vec<String>>, sqlx::Error> {
     let rows = sqlx::query_scalar!(
         "select plans from subscription where email = $1 and (entitled_until is null or entitled_until > clock_timestamp())",
         email
     )
     .fetch_all(pool)
     .await?;
-    let entitled = !rows.is_empty();
+    if rows.is_empty() {
+        return Ok(None);
+    }
     let mut plans: Vec<String> = rows.into_iter().flatten().collect();
     plans.sort();
     plans.dedup();
-    Ok(Paid { entitled, plans })
+    Ok(Some(plans))
 }
 
 /// Whether this customer had a subscription and has none any more that pays. Whom the ledger does not know has not left: a
@@ -321,11 +314,6 @@ pub async fn is_looked_up(pool: &PgPool, claim: &Claim) -> Result<bool, sqlx::Er
     )
     .fetch_one(pool)
     .await
-}
-
-/// An address as the ledger keeps it, lower-cased; none if it is none that can be acted for.
-pub fn usable_address(text: &str) -> Option<String> {
-    crate::received::email(text)
 }
 
 /// Writes down which plan gives which membership, for the view `access`.

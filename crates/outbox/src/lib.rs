@@ -12,7 +12,7 @@
 //! | [`claim`] | due actions are leased to a worker, fenced by a token |
 //! | [`ledger`] | what is paid for now, which memberships we gave |
 //! | [`record`] | results are written, guarded by the token |
-//! | [`destination`] | the pauses every worker obeys |
+//! | [`destination`] | the pauses and the pace that every worker obeys |
 //! | [`pool`] | the way to Postgres, straight or through a pooler |
 //! | [`schema`], [`rights`] | migrations; what the worker's role must be allowed to do |
 //! | [`gauges`], [`retention`] | counts for metrics; deleting what is old |
@@ -61,7 +61,7 @@ pub const BY_INDEX: &str =
 
 /// Takes [`BY_INDEX`] back for a transaction that looks at many rows: Postgres is to plan that as it sees fit, and to leave off when
 /// nobody waits for it any more.
-pub(crate) const BEGIN_OVERVIEW: &str =
+pub(crate) const OVERVIEW: &str =
     "set transaction read only; set local statement_timeout = '5s'; set local plan_cache_mode to default; set local enable_seqscan to default; set local enable_bitmapscan to default;
     set local enable_hashjoin to default; set local enable_mergejoin to default; set local jit to default";
 

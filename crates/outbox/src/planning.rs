@@ -110,7 +110,7 @@ pub struct NewAction {
 /// When the database is away.
 pub async fn take(pool: &PgPool, limit: usize, after: Option<Uuid>) -> Result<Option<Batch>, sqlx::Error> {
     // Whoever falls silent in the middle must not keep the others from planning. A plan need not wait for the disk: nobody is
-    // called before a claim is committed, which comes after it in the log.
+    // called before a claim is committed, which comes after it in the log. The lock is forget()'s too (migrations/0002_roles.sql).
     let mut transaction = pool
         .begin_with(
             "set local idle_in_transaction_session_timeout = '30s'; set local synchronous_commit = off;
@@ -170,46 +170,7 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
     if sources.is_empty() && old_emails.is_empty() && customers.is_empty() {
         return Ok(known);
     }
-    // Row by row: by the source alone, which an index begins with, one would read them all.
-    let rows = sqlx::query!(
-        r#"
-        select s.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
-          select * from subscription where source = k.source and subscription_id = k.id offset 0) s
-        union
-        -- Those that belong to the old address, or did once and were led on: it may have had several owners in turn.
-        select s.* from (
-          with recursive passed (email) as (
-            select unnest($3::text[]) collate "C"
-            union
-            select change.old_email from passed join classic_address_change change on change.new_email = passed.email)
-          select email from passed) as old cross join lateral (
-          select * from subscription where email = old.email union select * from subscription where told_email = old.email offset 0) s
-        where s.source = 'classic'
-        union
-        select s.* from unnest($4::text[]) as customer (id) cross join lateral (
-          select * from subscription where customer_id = customer.id offset 0) s
-        where s.source = 'billing'
-        "#,
-        &sources as _,
-        &ids as _,
-        &old_emails as _,
-        &customers as _
-    )
-    .fetch_all(&mut **transaction)
-    .await?;
-    for row in rows {
-        let subscription = Subscription {
-            email: row.email,
-            told_email: row.told_email,
-            customer_id: row.customer_id,
-            plans: row.plans.unwrap_or_default(),
-            status: status(&row.status.unwrap_or_default()),
-            entitled_until: row.entitled_until,
-            as_of: row.as_of.unwrap_or_default(),
-        };
-        let key = (from_schema(&row.source.unwrap_or_default()), row.subscription_id.unwrap_or_default());
-        known.subscriptions.insert(key, subscription);
-    }
+    known.subscriptions = subscriptions(transaction, (&sources, &ids), &old_emails, &customers).await?;
     if !known.subscriptions.is_empty() {
         known.told = told(transaction, known.subscriptions.keys()).await?;
     }
@@ -239,6 +200,59 @@ async fn known(transaction: &mut Transaction, alerts: &[Alert]) -> Result<Known,
         }
     }
     Ok(known)
+}
+
+/// Those with these keys, those that belong to these addresses of Classic or did once and were led on, and those of these customers
+/// of Billing.
+async fn subscriptions(
+    transaction: &mut Transaction,
+    (sources, ids): (&[&str], &[&str]),
+    old_emails: &[&str],
+    customers: &[&str],
+) -> Result<HashMap<Key, Subscription>, sqlx::Error> {
+    // Row by row: by the source alone, which an index begins with, one would read them all. And an address may have had several
+    // owners in turn.
+    let rows = sqlx::query!(
+        r#"
+        select source as "source!", subscription_id as "subscription_id!", email, told_email, customer_id, plans as "plans!",
+               status as "status!", entitled_until, as_of as "as_of!"
+        from (
+          select s.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
+            select * from subscription where source = k.source and subscription_id = k.id offset 0) s
+          union
+          select s.* from (
+            with recursive passed (email) as (
+              select unnest($3::text[]) collate "C"
+              union
+              select change.old_email from passed join classic_address_change change on change.new_email = passed.email)
+            select email from passed) as old cross join lateral (
+            select * from subscription where email = old.email union select * from subscription where told_email = old.email offset 0) s
+          where s.source = 'classic'
+          union
+          select s.* from unnest($4::text[]) as customer (id) cross join lateral (
+            select * from subscription where customer_id = customer.id offset 0) s
+          where s.source = 'billing') as concerned
+        "#,
+        sources as _,
+        ids as _,
+        old_emails as _,
+        customers as _
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    let read = rows.into_iter().map(|row| {
+        let subscription = Subscription {
+            email: row.email,
+            told_email: row.told_email,
+            customer_id: row.customer_id,
+            plans: row.plans,
+            status: status(&row.status),
+            entitled_until: row.entitled_until,
+            as_of: row.as_of,
+        };
+        ((from_schema(&row.source), row.subscription_id), subscription)
+    });
+    Ok(read.collect())
 }
 
 async fn told(

@@ -83,7 +83,7 @@ struct Link {
     used: Instant,
 }
 
-/// What all connections of a pool have in common.
+/// Where connections lead: common to a pool and all that were made apart from it.
 #[derive(Debug)]
 struct Way {
     through_pooler: bool,
@@ -192,7 +192,7 @@ impl PgPool {
 
     /// What a transaction that sqlx itself runs begins with: no limits of time, and no statement names of whoever had this server
     /// before.
-    pub(crate) fn begin_with_names(&self) -> &'static str {
+    pub(crate) fn begin_unlimited(&self) -> &'static str {
         if self.way.through_pooler {
             "begin; deallocate all"
         } else {

@@ -138,16 +138,19 @@ pub(crate) fn classic_email<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Option
     names.into_iter().find_map(|name| get(name).and_then(email))
 }
 
-/// `2020-08-12 02:13:06` (Classic: UTC, whole seconds) or RFC 3339 (Billing: with up to nanoseconds).
+/// `2020-08-12 02:13:06` (Classic: UTC, whole seconds) or RFC 3339 (Billing: with up to nanoseconds). Anything between the two is
+/// read as well: an end that cannot be read is as good as none.
 pub(crate) fn time(text: &str) -> Option<DateTime<Utc>> {
-    let classic = || NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").ok().map(|time| time.and_utc());
+    let text = text.trim();
+    let without_zone = |format| NaiveDateTime::parse_from_str(text, format).ok().map(|time| time.and_utc());
+    let classic = || without_zone("%Y-%m-%d %H:%M:%S%.f").or_else(|| without_zone("%Y-%m-%dT%H:%M:%S%.f"));
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc()).or_else(classic).filter(storable_time)
 }
 
 /// A day or a time; a day means its end, since what is paid for lasts through it.
 pub(crate) fn end_of(text: &str) -> Option<DateTime<Utc>> {
     let end_of_day = || {
-        let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+        let day = NaiveDate::parse_from_str(text.trim(), "%Y-%m-%d").ok()?;
         // What is meant as never is the last day there is, whose end is none.
         let end = day.succ_opt()?.and_time(NaiveTime::MIN).and_utc();
         Some(if storable_time(&end) { end } else { day.and_time(NaiveTime::MIN).and_utc() })
@@ -201,6 +204,15 @@ mod tests {
         assert_eq!(alert.email.as_deref(), Some("ann@example.com"));
         assert_eq!(alert.occurred_at.unwrap().to_rfc3339(), "2020-08-12T02:13:06+00:00");
         assert_eq!(alert.subscription_id.as_deref(), Some("8"));
+        // Each kind of alert has the address in another field.
+        for (name, field) in [
+            ("high_risk_transaction_created", "customer_email_address"),
+            ("update_audience_member", "new_customer_email"),
+            ("invoice_paid", "customer_email"),
+        ] {
+            let alert = classic(&[("alert_id", "7"), ("alert_name", name), (field, "Ann@Example.com")]).unwrap();
+            assert_eq!(alert.email.as_deref(), Some("ann@example.com"), "{name}");
+        }
     }
 
     #[test]
@@ -287,6 +299,12 @@ mod tests {
         assert_eq!(check("2020-09-03").as_deref(), Some("2020-09-04T00:00:00+00:00"));
         assert_eq!(check("2020-08-12 19:51:38").as_deref(), Some("2020-08-12T19:51:38+00:00"));
         assert_eq!(check("2023-08-22T18:55:19.445267Z").as_deref(), Some("2023-08-22T18:55:19.445267+00:00"));
+        for text in
+            [" 2020-08-12 19:51:38 ", "2020-08-12T19:51:38", "2020-08-12 19:51:38.000", "2020-08-12 19:51:38+00:00"]
+        {
+            assert_eq!(check(text).as_deref(), Some("2020-08-12T19:51:38+00:00"), "{text}");
+        }
+        assert_eq!(check("2020-09-03 ").as_deref(), Some("2020-09-04T00:00:00+00:00"));
         assert_eq!(check("9999-12-30").as_deref(), Some("9999-12-31T00:00:00+00:00"));
         assert_eq!(check("9999-12-31").as_deref(), Some("9999-12-31T00:00:00+00:00"));
         assert_eq!(check("cancellation_effective_date"), None);

@@ -21,7 +21,7 @@ pub struct Finished {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Done, and what was done.
-    Done(String),
+    Done(&'static str),
     /// To be tried again after that time.
     Retry { after: Duration, error: String },
     /// Handed back after that time as if it had not been claimed: a pause or a stop uses no attempt.

@@ -33,7 +33,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     migrator.set_locking(false).set_ignore_missing(true);
     // A transaction as sqlx knows it, within which a migration's own is a savepoint; and without a limit of time.
     let mut connection = pool.acquire().await?;
-    let mut transaction = connection.raw().begin_with(pool.begin_with_names()).await?;
+    let mut transaction = connection.raw().begin_with(pool.begin_unlimited()).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).fetch_one(&mut *transaction).await?;
     // What `run` does with a connection of its own; `run` asks for bounds that no spawned task can meet.
     migrator.run_direct(None, &mut *transaction, false).await?;

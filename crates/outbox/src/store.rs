@@ -33,7 +33,7 @@ pub enum Tell {
 /// Rows go in sorted by key, so that two batches that share alerts wait for each other instead of deadlocking.
 ///
 /// # Errors
-/// When nothing was stored.
+/// When it is not known what became of all of them: some may be stored. Giving the same alerts again is right.
 pub async fn insert(connection: &mut Connection, alerts: &[NewAlert], tell: Tell) -> Result<Vec<Stored>, sqlx::Error> {
     let mut rows: Vec<&NewAlert> = alerts.iter().collect();
     rows.sort_by(|a, b| (a.source, &a.alert_id).cmp(&(b.source, &b.alert_id)));

@@ -8,6 +8,7 @@
 //! | [`body`] | a body is read, as far as there is room |
 //! | [`signature`] | a body is proved to be Paddle's |
 //! | [`intake`] | verified alerts are committed, many at a time |
+//! | [`metrics`] | what is counted |
 //!
 //! It calls nobody but Postgres, and does nothing of what an alert asks for: that is the worker's.
 

@@ -18,7 +18,7 @@ pub enum Outcome {
     Unsigned,
     Malformed,
     TooLarge,
-    /// The database was away, slow or full.
+    /// Not stored for now: the database was away or slow, or there was no room.
     Unavailable,
 }
 

@@ -42,7 +42,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// one verifies while the other's commit waits for the disk; of more than four each would only commit less at once.
 const THREADS: RangeInclusive<usize> = 2..=4;
 
-/// One connection is left for the rest: readiness, migrations, waking the workers.
+/// At least one connection is left for the rest: readiness, migrations, waking the workers.
 fn threads(max_connections: u32) -> u32 {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let threads = cores.clamp(*THREADS.start(), *THREADS.end());
@@ -60,7 +60,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
         .await
         .with_context(|| format!("failed to listen on {} (receiver.admin_listen)", config.admin_listen))?;
     let (address, admin_address) = (webhook_listener.local_addr()?, admin_listener.local_addr()?);
-    // The same socket: a listener can be shut only as what it is not.
+    // The same socket as a stream: std has shutdown() for streams alone.
     let door = TcpStream::from(OwnedFd::from(webhook_listener.try_clone()?));
     if !verifier.can_verify_anything() {
         tracing::warn!(

@@ -13,6 +13,7 @@ use oarlock_outbox::{Source, TraceParent};
 use oarlock_service::trace;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
+use uuid::Uuid;
 
 use crate::body::{Body, Room, Unread};
 use crate::intake::{Intake, Unavailable};
@@ -30,7 +31,7 @@ pub struct Webhook {
 }
 
 /// What of `ack_timeout` is left for the answer, at most: it is to have arrived by then.
-const ANSWERING: Duration = Duration::from_millis(50);
+const FOR_THE_ANSWER: Duration = Duration::from_millis(50);
 
 /// Seconds after which an alert that could not be stored may be sent again.
 const RETRY_AFTER: &str = "30";
@@ -41,34 +42,15 @@ const BILLING_SIGNATURE: &str = "Paddle-Signature";
 /// POST of an alert.
 pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::Data<Webhook>) -> HttpResponse {
     let started = Instant::now();
-    let deadline = started + webhook.ack_timeout - ANSWERING.min(webhook.ack_timeout / 10);
+    let deadline = started + webhook.ack_timeout - FOR_THE_ANSWER.min(webhook.ack_timeout / 10);
     let mut signatures = request.headers().get_all(BILLING_SIGNATURE).map(header::HeaderValue::as_bytes);
     let signature = (signatures.next(), signatures.next());
     let source = if signature.0.is_some() { Source::Billing } else { Source::Classic };
 
-    let announced =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    let read = timeout_at(deadline, webhook.room.read(payload, announced)).await;
-    let Body { bytes: body, room: _room } = match read {
-        Ok(Ok(body)) => body,
-        Ok(Err(Unread::TooLarge)) => return too_large(&webhook, source),
-        Ok(Err(reason @ Unread::NoRoom)) => {
-            tracing::warn!(source = source.as_str(), %reason, "a body could not be read; Paddle will send it again");
-            webhook.metrics.count(source, None, Outcome::Unavailable);
-            return unavailable();
-        }
-        Ok(Err(Unread::BrokeOff(error))) => {
-            tracing::info!(source = source.as_str(), %error, "a body broke off");
-            webhook.metrics.count(source, None, Outcome::Malformed);
-            return answer(StatusCode::BAD_REQUEST);
-        }
-        Err(_) => {
-            tracing::info!(source = source.as_str(), "a body did not arrive in time");
-            webhook.metrics.count(source, None, Outcome::Malformed);
-            return answer(StatusCode::REQUEST_TIMEOUT);
-        }
+    let Body { bytes: body, room: _room } = match read(&webhook, &request, payload, source, deadline).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
     };
-
     let verified = match signature {
         (Some(_), Some(_)) => Err(Refusal::SeveralSignatures),
         (Some(header), None) => webhook.verifier.verify_billing(header, body.clone(), SystemTime::now()),
@@ -87,41 +69,72 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, webhook: web::
     trace::note(&span, "outbox_id", tracing::field::display(id));
     let place = request.extensions().get::<TraceParent>().copied();
     let storing = webhook.intake.store(verified, place);
-    let stored = timeout_at(deadline, storing).await.unwrap_or(Err(Unavailable::TooSlow));
-    let outcome = match stored {
-        Ok(Stored::New) => {
-            tracing::info!(source = source.as_str(), alert_id, outbox_id = %id, "stored");
-            Outcome::Stored
-        }
-        Ok(Stored::Repeated) => {
-            tracing::info!(source = source.as_str(), alert_id, "stored before");
-            Outcome::Repeated
-        }
-        Ok(Stored::NotCompared) => {
-            tracing::warn!(
-                source = source.as_str(),
-                alert_id,
-                "stored before; Postgres could not tell whether it says the same"
-            );
-            Outcome::Repeated
-        }
-        Ok(Stored::Mismatch) => {
-            tracing::warn!(
-                source = source.as_str(),
-                alert_id,
-                "another alert of this number is stored already; this one is not kept"
-            );
-            Outcome::Mismatch
+    match timeout_at(deadline, storing).await.unwrap_or(Err(Unavailable::TooSlow)) {
+        Ok(stored) => {
+            webhook.metrics.count(source, name, outcome(stored, source, &alert_id, id));
+            webhook.metrics.acknowledged(started.elapsed());
+            HttpResponse::Ok().content_type(TEXT).body("Ok\n")
         }
         Err(reason) => {
             tracing::warn!(source = source.as_str(), alert_id, %reason, "an alert could not be stored; Paddle will send it again");
             webhook.metrics.count(source, name, Outcome::Unavailable);
-            return unavailable();
+            unavailable()
         }
-    };
-    webhook.metrics.count(source, name, outcome);
-    webhook.metrics.acknowledged(started.elapsed());
-    HttpResponse::Ok().content_type(TEXT).body("Ok\n")
+    }
+}
+
+/// The body, or the answer to a request that has none to be had.
+async fn read(
+    webhook: &Webhook,
+    request: &HttpRequest,
+    payload: web::Payload,
+    source: Source,
+    deadline: Instant,
+) -> Result<Body, HttpResponse> {
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    match timeout_at(deadline, webhook.room.read(payload, announced)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(Unread::TooLarge)) => Err(too_large(webhook, source)),
+        Ok(Err(reason @ Unread::NoRoom)) => {
+            tracing::warn!(source = source.as_str(), %reason, "a body could not be read; Paddle will send it again");
+            webhook.metrics.count(source, None, Outcome::Unavailable);
+            Err(unavailable())
+        }
+        Ok(Err(Unread::BrokeOff(error))) => {
+            tracing::info!(source = source.as_str(), %error, "a body broke off");
+            webhook.metrics.count(source, None, Outcome::Malformed);
+            Err(answer(StatusCode::BAD_REQUEST))
+        }
+        Err(_) => {
+            tracing::info!(source = source.as_str(), "a body did not arrive in time");
+            webhook.metrics.count(source, None, Outcome::Malformed);
+            Err(answer(StatusCode::REQUEST_TIMEOUT))
+        }
+    }
+}
+
+/// Says in the log what became of an alert that is there now.
+fn outcome(stored: Stored, source: Source, alert_id: &str, id: Uuid) -> Outcome {
+    let source = source.as_str();
+    match stored {
+        Stored::New => {
+            tracing::info!(source, alert_id, outbox_id = %id, "stored");
+            Outcome::Stored
+        }
+        Stored::Repeated => {
+            tracing::info!(source, alert_id, "stored before");
+            Outcome::Repeated
+        }
+        Stored::NotCompared => {
+            tracing::warn!(source, alert_id, "stored before; Postgres could not tell whether it says the same");
+            Outcome::Repeated
+        }
+        Stored::Mismatch => {
+            tracing::warn!(source, alert_id, "another alert of this number is stored already; this one is not kept");
+            Outcome::Mismatch
+        }
+    }
 }
 
 /// Any other method on the webhook's path.

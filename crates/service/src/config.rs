@@ -125,14 +125,15 @@ pub enum Membership {
     Organization(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// By which of Slack's methods people are invited, with what it needs besides the address.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlackMode {
-    /// `admin.users.invite`: Enterprise plan.
-    AdminInvite,
+    /// `admin.users.invite`: Enterprise plan. At least one channel.
+    AdminInvite { team_id: String, channel_ids: Vec<String> },
     /// `conversations.inviteShared`: Slack Connect.
-    Connect,
+    Connect { channel: String },
     /// `users.admin.invite`: undocumented, legacy tokens only.
-    LegacyInvite,
+    LegacyInvite { channel_ids: Vec<String> },
 }
 
 #[derive(Debug, Clone)]
@@ -140,8 +141,6 @@ pub struct Slack {
     pub mode: SlackMode,
     pub base_url: Url,
     pub token: SecretString,
-    pub team_id: Option<String>,
-    pub channel_ids: Vec<String>,
 }
 
 /// Everything that is wrong with the configuration, one line each.
@@ -339,6 +338,7 @@ fn worker(section: &mut Section<'_>) -> Worker {
         if has_base {
             section.problem("retry_base", "must not be longer than worker.retry_cap");
         }
+        // Who sets only a cap below the default base means the cap.
         worker.retry_base = worker.retry_cap;
     }
     section.finish();
@@ -415,34 +415,34 @@ fn jira(section: &mut Section<'_>) -> Jira {
 }
 
 fn slack(section: &mut Section<'_>) -> Slack {
-    let modes = [
-        ("admin_invite", SlackMode::AdminInvite),
-        ("connect", SlackMode::Connect),
-        ("legacy_invite", SlackMode::LegacyInvite),
-    ];
-    let mode = section.one_of("mode", &modes, SlackMode::AdminInvite);
+    let modes = ["admin_invite", "connect", "legacy_invite"].map(|word| (word, word));
+    let mode = section.one_of("mode", &modes, "admin_invite");
     let base_url = section.url("base_url", Some("https://slack.com/api"));
     let token = section.required_secret("token");
     let team_id = section.string("team_id");
     let channel_ids = section.strings("channel_ids").unwrap_or_default();
-    match mode {
+    let mode = match mode {
+        Some("connect") => {
+            let channel = channel_ids.into_iter().next();
+            if channel.is_none() {
+                section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
+            }
+            SlackMode::Connect { channel: channel.unwrap_or_default() }
+        }
         // What another mode would need is not to be told of one that is no mode.
-        None => {}
-        Some(SlackMode::AdminInvite) => {
+        Some("legacy_invite") | None => SlackMode::LegacyInvite { channel_ids },
+        Some(_) => {
             if team_id.is_none() {
                 section.problem("team_id", "is missing: admin.users.invite wants the workspace, such as \"T1\"");
             }
             if channel_ids.is_empty() {
                 section.problem("channel_ids", "is missing: admin.users.invite wants at least one channel");
             }
+            SlackMode::AdminInvite { team_id: team_id.unwrap_or_default(), channel_ids }
         }
-        Some(SlackMode::Connect) if channel_ids.is_empty() => {
-            section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
-        }
-        Some(SlackMode::Connect | SlackMode::LegacyInvite) => {}
-    }
+    };
     section.finish();
-    Slack { mode: mode.unwrap_or(SlackMode::AdminInvite), base_url, token, team_id, channel_ids }
+    Slack { mode, base_url, token }
 }
 
 #[cfg(test)]

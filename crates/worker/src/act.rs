@@ -127,6 +127,7 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
     match claim.kind {
         Kind::JiraInvite => {
             let (jira, _) = vendors.jira.as_ref().ok_or_else(|| not_configured("jira"))?;
+            // Boxed, like the others: a task has room for the largest of them, and is moved with it.
             Box::pin(jira_invite(pool, jira, claim)).await.map(invited)
         }
         Kind::JiraAccess => {
@@ -147,12 +148,11 @@ async fn run(pool: &PgPool, vendors: &Vendors, claim: &Claim) -> Result<&'static
                 return Ok(UNCHANGED);
             }
             let customer = Box::pin(vendors.paddle.customer(subject)).await?;
-            let Some(email) = ledger::usable_address(&customer.email) else {
+            let Some(address) = Address::looked_up(&customer.email, customer.updated_at) else {
                 return Err(
                     Failure::new(Meaning::Permanent, Some(200), "the customer has no usable e-mail address").into()
                 );
             };
-            let address = Address { email, as_of: customer.updated_at, told_by: None };
             ledger::keep_address(pool, subject, &address).await?;
             // Nothing is changed over there.
             Ok(UNCHANGED)

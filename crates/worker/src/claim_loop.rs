@@ -23,7 +23,7 @@ use crate::act::{self, Ended, Stop, Vendors};
 use crate::bookmark::Bookmark;
 use crate::failure::{Failure, Meaning};
 use crate::http;
-use crate::judge::{self, ATTEMPTS_AT_THE_UNKNOWN, Pause};
+use crate::judge::{self, ATTEMPTS_AT_THE_UNKNOWN, Pause, Told};
 use crate::metrics::Metrics;
 use crate::retry::Schedule;
 use crate::slots::{Place, Slot, Slots};
@@ -231,7 +231,7 @@ impl Loop {
             Ok(outcome) => {
                 tracing::info!(outcome, "done");
                 self.note_probe(&claim, attempt.is_some()).await;
-                return Some(Finished::new(claim, Verdict::Done(outcome.to_owned()), attempt));
+                return Some(Finished::new(claim, Verdict::Done(outcome), attempt));
             }
             Err(stop) => stop,
         };
@@ -266,31 +266,11 @@ impl Loop {
         };
         let max_attempts = self.terms.max_attempts;
         let judgement = judge::judge(&failure, claim.attempt, alike, max_attempts, &self.schedule, rand::random());
-        match &judgement.verdict {
-            Verdict::Retry { after, error } => tracing::warn!(
-                error,
-                http_status = failure.http_status,
-                retry_in_ms = after.as_millis(),
-                "failed, will be tried again"
-            ),
-            Verdict::HandedBack { error, .. } => {
-                tracing::warn!(error, http_status = failure.http_status, "handed back, no attempt used")
-            }
-            Verdict::Dead(error) | Verdict::UsedUp(error) => {
-                tracing::error!(error, http_status = failure.http_status, "dead")
-            }
-            Verdict::StoodBack { error } => {
-                tracing::warn!(error, http_status = failure.http_status, "stands back, no attempt used");
-            }
-            Verdict::Done(_) => {}
+        log(&judgement.verdict, failure.http_status);
+        if let Told::Pause(pause) = judgement.told {
+            self.pause(pause, &failure.to_string()).await;
         }
-        match judgement.pause {
-            Some(pause) => {
-                self.pause(pause, &failure.to_string()).await;
-                self.note_probe(&claim, false).await;
-            }
-            None => self.note_probe(&claim, judgement.reached).await,
-        }
+        self.note_probe(&claim, judgement.told == Told::Reached).await;
         Some(Finished::new(claim, judgement.verdict, attempt))
     }
 
@@ -323,7 +303,12 @@ impl Loop {
         if !claim.probing {
             return;
         }
-        match destination::probed(&self.pool, self.destination, went_through).await {
+        let noted = if went_through {
+            destination::probe_succeeded(&self.pool, self.destination).await
+        } else {
+            destination::probe_told_nothing(&self.pool, self.destination).await
+        };
+        match noted {
             Ok(()) if went_through => {
                 tracing::info!(destination = self.destination.as_str(), "the destination works again")
             }
@@ -332,6 +317,20 @@ impl Loop {
                 tracing::warn!(error = &error as &dyn std::error::Error, "failed to note what the probe told")
             }
         }
+    }
+}
+
+/// Says what becomes of an action that failed.
+fn log(verdict: &Verdict, http_status: Option<u16>) {
+    match verdict {
+        Verdict::Retry { after, error } => {
+            let retry_in_ms = after.as_millis();
+            tracing::warn!(error, http_status, retry_in_ms, "failed, will be tried again");
+        }
+        Verdict::HandedBack { error, .. } => tracing::warn!(error, http_status, "handed back, no attempt used"),
+        Verdict::StoodBack { error } => tracing::warn!(error, http_status, "stands back, no attempt used"),
+        Verdict::Dead(error) | Verdict::UsedUp(error) => tracing::error!(error, http_status, "dead"),
+        Verdict::Done(_) => {}
     }
 }
 

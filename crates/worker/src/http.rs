@@ -38,7 +38,6 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// The longest a vendor can make us wait: beyond it a number is a mistake.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
-#[derive(Clone)]
 pub(crate) struct Client {
     client: reqwest::Client,
     base: Url,

@@ -25,22 +25,21 @@ use crate::outcome::{Added, InviteOutcome, Removed};
 mod cloud;
 mod data_center;
 
-/// Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Jira {
     edition: Edition,
     /// Every group and organization that the configuration names.
     access: BTreeSet<Membership>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Edition {
     Cloud(cloud::Client),
     DataCenter(data_center::Client),
 }
 
 /// Who somebody is to Jira. Cloud: `accountId`; Data Center: user name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct AccountId(String);
 
 impl AccountId {

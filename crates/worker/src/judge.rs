@@ -27,9 +27,17 @@ const WAIT_FOR_ACCEPTANCE: Duration = Duration::from_secs(6 * 60 * 60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
     pub verdict: Verdict,
-    pub pause: Option<Pause>,
+    pub told: Told,
+}
+
+/// What the failure says of the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
     /// The vendor looked at the request itself, so the credentials are right: a probe has succeeded.
-    pub reached: bool,
+    Reached,
+    /// Nobody is to call it.
+    Pause(Pause),
 }
 
 /// How the destination pauses.
@@ -59,30 +67,16 @@ pub fn judge(
     };
     let is_last = attempt >= max_attempts;
     let handed_back = || Verdict::HandedBack { after: Duration::ZERO, error: Some(error.clone()) };
-    match failure.meaning {
-        Meaning::Transient { retry_after } => {
-            Judgement { verdict: tried_until(is_last, retry_after), pause: None, reached: false }
-        }
-        Meaning::NotShown => Judgement { verdict: tried_until(is_last, None), pause: None, reached: true },
-        Meaning::InvitationPending => {
-            let verdict = tried_until(is_last, Some(WAIT_FOR_ACCEPTANCE));
-            Judgement { verdict, pause: None, reached: true }
-        }
-        Meaning::RateLimited { retry_after } => {
-            Judgement { verdict: handed_back(), pause: Some(Pause::For(retry_after)), reached: false }
-        }
-        Meaning::Configuration | Meaning::TargetGone => {
-            Judgement { verdict: Verdict::StoodBack { error }, pause: Some(Pause::UntilMended), reached: false }
-        }
-        Meaning::Permanent | Meaning::AccountGone => {
-            Judgement { verdict: Verdict::Dead(error), pause: None, reached: true }
-        }
-        Meaning::Unknown => Judgement {
-            verdict: tried_until(is_last || alike + 1 >= ATTEMPTS_AT_THE_UNKNOWN, None),
-            pause: None,
-            reached: false,
-        },
-    }
+    let (verdict, told) = match failure.meaning {
+        Meaning::Transient { retry_after } => (tried_until(is_last, retry_after), Told::Nothing),
+        Meaning::NotShown => (tried_until(is_last, None), Told::Reached),
+        Meaning::InvitationPending => (tried_until(is_last, Some(WAIT_FOR_ACCEPTANCE)), Told::Reached),
+        Meaning::RateLimited { retry_after } => (handed_back(), Told::Pause(Pause::For(retry_after))),
+        Meaning::Configuration | Meaning::TargetGone => (Verdict::StoodBack { error }, Told::Pause(Pause::UntilMended)),
+        Meaning::Permanent | Meaning::AccountGone => (Verdict::Dead(error), Told::Reached),
+        Meaning::Unknown => (tried_until(is_last || alike + 1 >= ATTEMPTS_AT_THE_UNKNOWN, None), Told::Nothing),
+    };
+    Judgement { verdict, told }
 }
 
 #[cfg(test)]
@@ -91,9 +85,10 @@ mod tests {
 
     const SCHEDULE: Schedule = Schedule { base: Duration::from_secs(5), cap: Duration::from_secs(6 * 3600) };
 
-    fn check(meaning: Meaning, attempt: u32, verdict: Verdict, pause: Option<Pause>) {
+    #[track_caller]
+    fn check(meaning: Meaning, attempt: u32, verdict: Verdict, told: Told) {
         let judgement = judge(&Failure::new(meaning, Some(500), "why"), attempt, attempt - 1, 20, &SCHEDULE, 1.0);
-        assert_eq!((judgement.verdict, judgement.pause), (verdict, pause), "{meaning:?}");
+        assert_eq!(judgement, Judgement { verdict, told }, "{meaning:?}");
     }
 
     #[test]
@@ -102,21 +97,21 @@ mod tests {
         let retry = |after| Verdict::Retry { after: seconds(after), error: "why".into() };
         let back = || Verdict::HandedBack { after: Duration::ZERO, error: Some("why".into()) };
         let dead = || Verdict::Dead("why".into());
-        check(Meaning::Transient { retry_after: None }, 1, retry(5), None);
-        check(Meaning::Transient { retry_after: Some(seconds(60)) }, 1, retry(60), None);
-        check(Meaning::Transient { retry_after: None }, 19, retry(21_600), None);
+        check(Meaning::Transient { retry_after: None }, 1, retry(5), Told::Nothing);
+        check(Meaning::Transient { retry_after: Some(seconds(60)) }, 1, retry(60), Told::Nothing);
+        check(Meaning::Transient { retry_after: None }, 19, retry(21_600), Told::Nothing);
         let used_up = || Verdict::UsedUp("why".into());
-        check(Meaning::Transient { retry_after: None }, 20, used_up(), None);
-        check(Meaning::NotShown, 1, retry(5), None);
-        check(Meaning::InvitationPending, 1, retry(21_600), None);
-        check(Meaning::InvitationPending, 20, used_up(), None);
-        check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Some(Pause::For(seconds(7))));
-        check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
-        check(Meaning::TargetGone, 20, Verdict::StoodBack { error: "why".into() }, Some(Pause::UntilMended));
-        check(Meaning::Permanent, 1, dead(), None);
-        check(Meaning::AccountGone, 1, dead(), None);
-        check(Meaning::Unknown, 4, retry(40), None);
-        check(Meaning::Unknown, 5, used_up(), None);
+        check(Meaning::Transient { retry_after: None }, 20, used_up(), Told::Nothing);
+        check(Meaning::NotShown, 1, retry(5), Told::Reached);
+        check(Meaning::InvitationPending, 1, retry(21_600), Told::Reached);
+        check(Meaning::InvitationPending, 20, used_up(), Told::Reached);
+        check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Told::Pause(Pause::For(seconds(7))));
+        check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Told::Pause(Pause::UntilMended));
+        check(Meaning::TargetGone, 20, Verdict::StoodBack { error: "why".into() }, Told::Pause(Pause::UntilMended));
+        check(Meaning::Permanent, 1, dead(), Told::Reached);
+        check(Meaning::AccountGone, 1, dead(), Told::Reached);
+        check(Meaning::Unknown, 4, retry(40), Told::Nothing);
+        check(Meaning::Unknown, 5, used_up(), Told::Nothing);
         let unknown = Failure::new(Meaning::Unknown, Some(500), "why");
         assert_eq!(judge(&unknown, 19, 3, 20, &SCHEDULE, 1.0).verdict, retry(21_600));
         assert_eq!(judge(&unknown, 20, 0, 20, &SCHEDULE, 1.0).verdict, used_up());

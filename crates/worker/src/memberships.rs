@@ -36,8 +36,7 @@ pub enum Made {
 /// goes on from there.
 pub async fn make(pool: &PgPool, jira: &Jira, rules: &[JiraAccess], claim: &Claim) -> Result<Made, Stop> {
     let email = claim.subject.as_str();
-    let paid = ledger::paid(pool, email).await?;
-    let wanted = if paid.entitled { wanted(rules, &paid.plans) } else { Vec::new() };
+    let wanted = ledger::paid(pool, email).await?.map_or_else(Vec::new, |plans| wanted(rules, &plans));
     let held = ledger::memberships(pool, email).await?;
     let (mut granted, mut revoked, mut first_failure) = (false, false, None);
 

@@ -16,7 +16,41 @@ const FRESH: Duration = Duration::from_secs(1);
 /// A scrape does not wait longer for the database.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-const RESULTS: [&str; 5] = ["done", "retry", "handed_back", "dead", "lost"];
+/// What became of an action's run.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Done,
+    Retry,
+    HandedBack,
+    Dead,
+    /// Another worker has the action.
+    Lost,
+}
+
+impl Ended {
+    const ALL: [Self; 5] = [Self::Done, Self::Retry, Self::HandedBack, Self::Dead, Self::Lost];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retry => "retry",
+            Self::HandedBack => "handed_back",
+            Self::Dead => "dead",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl From<&Verdict> for Ended {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Done(_) => Self::Done,
+            Verdict::Retry { .. } => Self::Retry,
+            Verdict::HandedBack { .. } | Verdict::StoodBack { .. } => Self::HandedBack,
+            Verdict::Dead(_) | Verdict::UsedUp(_) => Self::Dead,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -39,10 +73,9 @@ impl Metrics {
     /// # Panics
     /// If registered twice.
     pub fn new(registry: &Registry) -> Self {
-        let opts = |name: &str, help: &str| Opts::new(name, help);
         let metrics = Self {
             actions_total: IntCounterVec::new(
-                opts("oarlock_actions_total", "Ends of an action's run by what became of it."),
+                Opts::new("oarlock_actions_total", "Ends of an action's run by what became of it."),
                 &["kind", "result"],
             )
             .expect("valid names"),
@@ -53,37 +86,40 @@ impl Metrics {
             )
             .expect("valid names"),
             outbox_alerts: IntGaugeVec::new(
-                opts("oarlock_outbox_alerts", "Alerts in the outbox by status."),
+                Opts::new("oarlock_outbox_alerts", "Alerts in the outbox by status."),
                 &["status"],
             )
             .expect("valid names"),
             actions: IntGaugeVec::new(
-                opts("oarlock_actions", "Actions that are not finished, or dead, by destination and status."),
+                Opts::new("oarlock_actions", "Actions that are not finished, or dead, by destination and status."),
                 &["destination", "status"],
             )
             .expect("valid names"),
             oldest_due: GaugeVec::new(
-                opts("oarlock_oldest_due_seconds", "How long the oldest unfinished action has been due."),
+                Opts::new("oarlock_oldest_due_seconds", "How long the oldest unfinished action has been due."),
                 &["destination"],
             )
             .expect("valid names"),
             paused: IntGaugeVec::new(
-                opts("oarlock_destination_paused", "1 while nobody calls the destination."),
+                Opts::new("oarlock_destination_paused", "1 while nobody calls the destination."),
                 &["destination"],
             )
             .expect("valid names"),
             oldest_unplanned: GaugeVec::new(
-                opts("oarlock_oldest_unplanned_seconds", "How long the oldest alert has been stored and not planned."),
+                Opts::new(
+                    "oarlock_oldest_unplanned_seconds",
+                    "How long the oldest alert has been stored and not planned.",
+                ),
                 &[],
             )
             .expect("a valid name"),
             drift: IntGaugeVec::new(
-                opts("oarlock_access_drift", "Customers whose access differs from what they pay for."),
+                Opts::new("oarlock_access_drift", "Customers whose access differs from what they pay for."),
                 &[],
             )
             .expect("a valid name"),
             drift_oldest: GaugeVec::new(
-                opts("oarlock_access_drift_oldest_seconds", "How long the oldest such difference has lasted."),
+                Opts::new("oarlock_access_drift_oldest_seconds", "How long the oldest such difference has lasted."),
                 &[],
             )
             .expect("a valid name"),
@@ -106,8 +142,8 @@ impl Metrics {
         }
         // A rate over a counter that appears with its first event misses that event: let them all be there.
         for kind in Kind::ALL {
-            for result in RESULTS {
-                metrics.actions_total.with_label_values(&[kind.as_str(), result]);
+            for ended in Ended::ALL {
+                metrics.actions_total.with_label_values(&[kind.as_str(), ended.as_str()]);
             }
         }
         for destination in Destination::ALL {
@@ -117,24 +153,22 @@ impl Metrics {
     }
 
     pub fn recorded(&self, result: &Finished) {
-        let word = match result.verdict() {
-            Verdict::Done(_) => "done",
-            Verdict::Retry { .. } => "retry",
-            Verdict::HandedBack { .. } | Verdict::StoodBack { .. } => "handed_back",
-            Verdict::Dead(_) | Verdict::UsedUp(_) => "dead",
-        };
-        self.actions_total.with_label_values(&[result.kind().as_str(), word]).inc();
+        self.ended(result.kind(), result.verdict().into());
     }
 
     pub fn lost(&self, kind: Kind) {
-        self.actions_total.with_label_values(&[kind.as_str(), "lost"]).inc();
+        self.ended(kind, Ended::Lost);
     }
 
     /// Actions that died at claim time.
     pub fn buried(&self, kinds: &[Kind]) {
         for kind in kinds {
-            self.actions_total.with_label_values(&[kind.as_str(), "dead"]).inc();
+            self.ended(*kind, Ended::Dead);
         }
+    }
+
+    fn ended(&self, kind: Kind, ended: Ended) {
+        self.actions_total.with_label_values(&[kind.as_str(), ended.as_str()]).inc();
     }
 
     pub fn called(&self, destination: Destination, took: Duration) {

@@ -31,7 +31,7 @@ const VENDOR: Vendor = Vendor {
 const NEW_KEY: &str = "make a key with the permission customer.read (Developer tools, Authentication), put it where \
                        paddle.billing.api_key or paddle.billing.api_key_file has it, and restart the workers";
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Paddle {
     /// None without a key: only installations that sell through Billing need one.
     http: Option<http::Client>,

@@ -31,8 +31,9 @@ impl Policy {
         self.routes.get(&name).map_or_else(|| default_route(name), Vec::as_slice)
     }
 
-    fn serves(&self, kind: Kind) -> bool {
-        match kind.destination() {
+    /// Whether there is anybody to run actions of this destination.
+    pub fn serves(&self, destination: Destination) -> bool {
+        match destination {
             Destination::Jira => self.jira,
             Destination::Slack => self.slack,
             Destination::Paddle => true,
@@ -99,8 +100,8 @@ pub fn default_route(name: AlertName) -> &'static [Kind] {
 }
 
 /// Plans a batch of alerts.
-pub fn plan(alerts: &[Alert], known: &Known, policy: &Policy, now: DateTime<Utc>) -> Plan {
-    let mut planning = Planning { known: known.clone(), plan: Plan::default(), policy, now };
+pub fn plan(alerts: &[Alert], known: Known, policy: &Policy, now: DateTime<Utc>) -> Plan {
+    let mut planning = Planning { known, plan: Plan::default(), policy, now };
     for alert in alerts {
         let (email, decision) = planning.alert(alert);
         planning.plan.alerts.push(PlannedAlert { id: alert.id, email, decision });
@@ -123,8 +124,13 @@ impl Planning<'_> {
         let said = says.email.clone().or_else(|| {
             says.customer_id.as_ref().and_then(|id| self.known.addresses.get(id)).map(|address| address.email.clone())
         });
-        let route: Vec<Kind> =
-            self.policy.route(alert.name).iter().copied().filter(|kind| self.policy.serves(*kind)).collect();
+        let route: Vec<Kind> = self
+            .policy
+            .route(alert.name)
+            .iter()
+            .copied()
+            .filter(|kind| self.policy.serves(kind.destination()))
+            .collect();
 
         let concerns_somebody = !route.is_empty() || says.subscription.is_some();
         if let (None, Some(customer_id), true) = (&said, &says.customer_id, concerns_somebody) {

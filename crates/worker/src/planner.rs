@@ -1,5 +1,6 @@
 //! Alerts become ledger entries and actions: the loop.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,11 +118,11 @@ impl Planner {
     }
 
     /// Plans the alerts, begins what can be begun of that at once, and wakes whoever has more to do about them.
-    async fn commit(&self, batch: Batch) -> Result<(), sqlx::Error> {
+    async fn commit(&self, mut batch: Batch) -> Result<(), sqlx::Error> {
         // If anybody will see them: traces are exported, or debug is asked for.
         let spans: Vec<Span> =
             if tracing::enabled!(Level::DEBUG) { batch.alerts.iter().map(span).collect() } else { Vec::new() };
-        let mut plan = plan::plan(&batch.alerts, &batch.known, &self.policy, batch.now);
+        let mut plan = plan::plan(&batch.alerts, mem::take(&mut batch.known), &self.policy, batch.now);
         let (planned, mut offered) = (plan.destinations(), Vec::new());
         for claim_loop in &self.loops {
             if let Some(actions) = planned.get(&claim_loop.destination) {

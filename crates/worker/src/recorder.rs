@@ -108,8 +108,8 @@ impl Recorder {
         self.write(&self.pool, results).await
     }
 
-    /// Writes a result however long its row is held, unless its claim is lost meanwhile; if Postgres does not take it, that it cannot
-    /// be written.
+    /// Writes a result however long its row is held, unless its claim is lost meanwhile. If Postgres does not take it, writes that it
+    /// cannot be stored.
     async fn write_apart(self, mut result: Finished, slot: Option<Slot>, turns: Arc<Semaphore>) {
         let (mut patience, mut tries) = (Patience::default(), LastTries::default());
         let mut is_said = false;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use oarlock_outbox::claim::Terms;
 use oarlock_outbox::{Destination, PgPool, ledger};
-use oarlock_service::config::{Database, WorkerConfig};
+use oarlock_service::config::{Database, Worker, WorkerConfig};
 use oarlock_service::database::Patience;
 use oarlock_service::{admin, database};
 use tokio::net::TcpListener;
@@ -55,13 +55,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tracing::warn!("neither [jira] nor [slack] is configured: no action will be planned");
     }
 
-    let max_connections = config.database.max_connections - LISTENING;
-    let is_roomy = max_connections >= OWN_CONNECTIONS + SHARED_CONNECTIONS;
-    let max_connections = max_connections - if is_roomy { OWN_CONNECTIONS } else { 0 };
-    let shared = Database { max_connections, ..config.database.clone() };
-    let pool = database::pool_with(&shared, "oarlock-worker", Some(oarlock_outbox::BY_INDEX));
-    // A statement is slow the first time on each connection: what has one of its own is slow once.
-    let own = || if is_roomy { pool.apart(1) } else { pool.clone() };
+    let Pools { shared: pool, planning, recording } = pools(&config.database);
     if config.database.migrate {
         tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
     }
@@ -78,20 +72,14 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         slack: config.slack.is_some(),
         revoke_on_full_refund: config.jira.as_ref().is_some_and(|jira| jira.revoke_on_full_refund),
     };
-    // Actions of a destination that is not configured here wait, in sight, for a worker that has it.
-    let is_configured = |destination: &Destination| match destination {
-        Destination::Jira => config.jira.is_some(),
-        Destination::Slack => config.slack.is_some(),
-        Destination::Paddle => true,
-    };
-    // A single request always has its full time, also after a wait for its slot.
-    let run_time = settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2);
+    let run_time = run_time(settings);
     let patience = (run_time - settings.request_timeout).min(LONGEST_WAIT);
     let terms = Terms { worker: name(), lease: settings.lease, max_attempts: settings.max_attempts };
     let mut claim_loops = Vec::new();
-    for destination in Destination::ALL.iter().filter(|destination| is_configured(destination)) {
+    // Actions of a destination that is not configured here wait, in sight, for a worker that has it.
+    for destination in Destination::ALL.iter().copied().filter(|destination| policy.serves(*destination)) {
         let claim_loop = Arc::new(Loop {
-            destination: *destination,
+            destination,
             pool: pool.clone(),
             vendors: Arc::clone(&vendors),
             bells: Arc::clone(&bells),
@@ -110,7 +98,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         claim_loops.push(claim_loop);
     }
     let planner = Planner {
-        pool: own(),
+        pool: planning,
         policy,
         bells: Arc::clone(&bells),
         loops: claim_loops,
@@ -121,7 +109,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     // The recorder ends when the last loop has let go of its sender.
     drop(results);
     let recorder = Recorder {
-        pool: own(),
+        pool: recording,
         shared: pool.clone(),
         bells: Arc::clone(&bells),
         metrics: Arc::clone(&metrics),
@@ -169,6 +157,30 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     admin.await.context("the admin listener failed")?;
     tracing::info!("the worker has stopped");
     Ok(())
+}
+
+struct Pools {
+    shared: PgPool,
+    planning: PgPool,
+    recording: PgPool,
+}
+
+/// One pool for all, and one connection each for planning and for recording if there are enough: a statement is slow the first
+/// time on each connection, and what has one of its own is slow once.
+fn pools(settings: &Database) -> Pools {
+    let max_connections = settings.max_connections - LISTENING;
+    let is_roomy = max_connections >= OWN_CONNECTIONS + SHARED_CONNECTIONS;
+    let max_connections = max_connections - if is_roomy { OWN_CONNECTIONS } else { 0 };
+    let shared = Database { max_connections, ..settings.clone() };
+    let shared = database::pool_with(&shared, "oarlock-worker", Some(oarlock_outbox::BY_INDEX));
+    let own = || if is_roomy { shared.apart(1) } else { shared.clone() };
+    Pools { planning: own(), recording: own(), shared }
+}
+
+/// How long an action may run from its claim on: until shortly before its lease ends, and always for longer than a single request
+/// may take.
+fn run_time(settings: &Worker) -> Duration {
+    settings.lease - (settings.lease / 10).min((settings.lease - settings.request_timeout) / 2)
 }
 
 /// Whose claims these are, for people who look at the table.

@@ -32,39 +32,20 @@ const NEW_TOKEN: &str = "install the app again as docs/setup.md#slack says, put 
 /// What another token would be told as well.
 const POLICIES: [&str; 4] = ["org_login_required", "enterprise_is_restricted", "accesslimited", "ekm_access_denied"];
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Slack {
     http: http::Client,
-    method: Method,
-}
-
-/// A method with what it needs besides the address.
-#[derive(Debug, Clone)]
-enum Method {
-    AdminInvite { team_id: String, channel_ids: String },
-    Connect { channel: String },
-    LegacyInvite { channels: Option<String> },
+    mode: SlackMode,
 }
 
 impl Slack {
     /// # Errors
-    /// A token that cannot be sent, a setting the mode needs, no TLS.
+    /// A token that cannot be sent, no TLS.
     pub fn new(settings: &config::Slack, request_timeout: Duration) -> anyhow::Result<Self> {
         // In the header only: apps may not send it in the query string, and a form might be logged.
         let headers = HeaderMap::from_iter([(AUTHORIZATION, http::bearer(&settings.token, "slack.token")?)]);
-        let channels = || Some(settings.channel_ids.join(",")).filter(|ids| !ids.is_empty());
-        // The configuration tells what a mode needs and has not.
-        let method = match settings.mode {
-            SlackMode::AdminInvite => Method::AdminInvite {
-                team_id: settings.team_id.clone().unwrap_or_default(),
-                channel_ids: channels().unwrap_or_default(),
-            },
-            SlackMode::Connect => {
-                Method::Connect { channel: settings.channel_ids.first().cloned().unwrap_or_default() }
-            }
-            SlackMode::LegacyInvite => Method::LegacyInvite { channels: channels() },
-        };
-        Ok(Self { http: http::Client::new(&settings.base_url, headers, request_timeout)?, method })
+        let http = http::Client::new(&settings.base_url, headers, request_timeout)?;
+        Ok(Self { http, mode: settings.mode.clone() })
     }
 
     /// Invites the person behind `email`.
@@ -72,21 +53,25 @@ impl Slack {
     /// # Errors
     /// What Slack refused, by what to do about it.
     pub async fn invite(&self, email: &str) -> Result<InviteOutcome, Failure> {
-        let request = self.http.post(self.method.name());
-        let request = match &self.method {
-            Method::AdminInvite { team_id, channel_ids } => request.form(&AdminInvite { team_id, email, channel_ids }),
+        let method = method(&self.mode);
+        let request = self.http.post(method);
+        let request = match &self.mode {
+            SlackMode::AdminInvite { team_id, channel_ids } => {
+                request.form(&AdminInvite { team_id, email, channel_ids: &channel_ids.join(",") })
+            }
             // JSON, since a form has no agreed way to write an array.
-            Method::Connect { channel } => request.json(&InviteShared { channel, emails: [email] }),
-            Method::LegacyInvite { channels } => {
-                request.form(&LegacyInvite { email, channels: channels.as_deref(), set_active: "true" })
+            SlackMode::Connect { channel } => request.json(&InviteShared { channel, emails: [email] }),
+            SlackMode::LegacyInvite { channel_ids } => {
+                let channels = Some(channel_ids.join(",")).filter(|ids| !ids.is_empty());
+                request.form(&LegacyInvite { email, channels, set_active: "true" })
             }
         };
-        outcome(&http::send(request).await?, self.method.name())
+        outcome(&http::send(request).await?, method)
     }
 
     /// Whether an invitation stands in the way of others until it is accepted, or has expired.
     pub fn waits_for_acceptance(&self) -> bool {
-        matches!(self.method, Method::Connect { .. })
+        matches!(self.mode, SlackMode::Connect { .. })
     }
 
     /// Whether the token is good for the configured way of inviting. Reads only.
@@ -112,12 +97,12 @@ impl Slack {
         let accepted = format!("accepted for the workspace {:?}", identity.team.as_deref().unwrap_or_default());
         let mut findings = vec![
             Finding::new("slack.credentials", Ok(accepted)),
-            Finding::new("slack.scopes", self.method.judge_scopes(answer.header("x-oauth-scopes"), &identity)),
+            Finding::new("slack.scopes", judge_scopes(&self.mode, answer.header("x-oauth-scopes"), &identity)),
         ];
-        if let Method::AdminInvite { team_id, .. } = &self.method {
+        if let SlackMode::AdminInvite { team_id, .. } = &self.mode {
             findings.push(Finding::about("slack.team", team_id, judge_team(team_id, &identity)));
         }
-        for channel in self.method.channels() {
+        for channel in channels(&self.mode) {
             findings.push(Finding::about("slack.channel", channel, judge_channel(channel)));
         }
         findings
@@ -158,58 +143,54 @@ fn judge_channel(id: &str) -> Result<String, Trouble> {
     Err(Trouble::new("not the id of a channel", remedy))
 }
 
-impl Method {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::AdminInvite { .. } => "admin.users.invite",
-            Self::Connect { .. } => "conversations.inviteShared",
-            Self::LegacyInvite { .. } => "users.admin.invite",
-        }
+fn method(mode: &SlackMode) -> &'static str {
+    match mode {
+        SlackMode::AdminInvite { .. } => "admin.users.invite",
+        SlackMode::Connect { .. } => "conversations.inviteShared",
+        SlackMode::LegacyInvite { .. } => "users.admin.invite",
     }
+}
 
-    /// Any of these will do.
-    fn scopes(&self) -> &'static [&'static str] {
-        match self {
-            Self::AdminInvite { .. } => &["admin.users:write"],
-            Self::Connect { .. } => &["conversations.connect:write"],
-            // Those of legacy tokens, which have none of today's.
-            Self::LegacyInvite { .. } => &["client", "admin"],
-        }
+/// Any of these will do.
+fn scopes(mode: &SlackMode) -> &'static [&'static str] {
+    match mode {
+        SlackMode::AdminInvite { .. } => &["admin.users:write"],
+        SlackMode::Connect { .. } => &["conversations.connect:write"],
+        // Those of legacy tokens, which have none of today's.
+        SlackMode::LegacyInvite { .. } => &["client", "admin"],
     }
+}
 
-    fn channels(&self) -> impl Iterator<Item = &str> {
-        let ids = match self {
-            Self::AdminInvite { channel_ids, .. } => channel_ids.as_str(),
-            Self::Connect { channel } => channel,
-            Self::LegacyInvite { channels } => channels.as_deref().unwrap_or_default(),
-        };
-        ids.split(',').filter(|id| !id.is_empty())
+fn channels(mode: &SlackMode) -> &[String] {
+    match mode {
+        SlackMode::AdminInvite { channel_ids, .. } | SlackMode::LegacyInvite { channel_ids } => channel_ids,
+        SlackMode::Connect { channel } => std::slice::from_ref(channel),
     }
+}
 
-    /// `held`: Slack lists a token's scopes in a header of every answer.
-    fn judge_scopes(&self, held: Option<&str>, identity: &Identity) -> Result<String, Trouble> {
-        let (name, wanted) = (self.name(), self.scopes());
-        if let (Self::AdminInvite { .. }, Some(_)) = (self, &identity.bot_id) {
-            let remedy = "put the app's user token (xoxp-…) in place of its bot token (xoxb-…)";
-            return Err(Trouble::new(format!("{name} takes a person's token, and this one is a bot's"), remedy));
-        }
-        let Some(held) = held else { return Ok("not told by Slack".to_owned()) };
-        match wanted.iter().find(|scope| held.split(',').any(|one| one.trim() == **scope)) {
-            Some(scope) => Ok(format!("{scope} is there")),
-            None => Err(Trouble::new(
-                format!("{name} needs the scope {}; the token has: {held}", wanted.join(" or ")),
-                match self {
-                    Self::AdminInvite { .. } => {
-                        "add the scope to the app (OAuth & Permissions; Slack gives it on an Enterprise plan alone), install it \
-                         again, and put the new token in place"
-                    }
-                    Self::Connect { .. } => {
-                        "add the scope to the app (OAuth & Permissions), install it again, and put the new token in place"
-                    }
-                    Self::LegacyInvite { .. } => "take a legacy token of an administrator, or another slack.mode",
-                },
-            )),
-        }
+/// `held`: Slack lists a token's scopes in a header of every answer.
+fn judge_scopes(mode: &SlackMode, held: Option<&str>, identity: &Identity) -> Result<String, Trouble> {
+    let (method, wanted) = (method(mode), scopes(mode));
+    if let (SlackMode::AdminInvite { .. }, Some(_)) = (mode, &identity.bot_id) {
+        let remedy = "put the app's user token (xoxp-…) in place of its bot token (xoxb-…)";
+        return Err(Trouble::new(format!("{method} takes a person's token, and this one is a bot's"), remedy));
+    }
+    let Some(held) = held else { return Ok("not told by Slack".to_owned()) };
+    match wanted.iter().find(|scope| held.split(',').any(|one| one.trim() == **scope)) {
+        Some(scope) => Ok(format!("{scope} is there")),
+        None => Err(Trouble::new(
+            format!("{method} needs the scope {}; the token has: {held}", wanted.join(" or ")),
+            match mode {
+                SlackMode::AdminInvite { .. } => {
+                    "add the scope to the app (OAuth & Permissions; Slack gives it on an Enterprise plan alone), install it \
+                     again, and put the new token in place"
+                }
+                SlackMode::Connect { .. } => {
+                    "add the scope to the app (OAuth & Permissions), install it again, and put the new token in place"
+                }
+                SlackMode::LegacyInvite { .. } => "take a legacy token of an administrator, or another slack.mode",
+            },
+        )),
     }
 }
 
@@ -231,7 +212,7 @@ struct InviteShared<'a> {
 struct LegacyInvite<'a> {
     email: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    channels: Option<&'a str>,
+    channels: Option<String>,
     set_active: &'a str,
 }
 
@@ -457,15 +438,15 @@ mod tests {
         {
             assert_eq!(judge_channel(id).is_ok(), is_id, "{id}");
         }
-        let admin = Method::AdminInvite { team_id: "T1".to_owned(), channel_ids: "C1".to_owned() };
+        let admin = SlackMode::AdminInvite { team_id: "T1".to_owned(), channel_ids: vec!["C1".to_owned()] };
         let person = of("T1", None, None);
-        assert!(admin.judge_scopes(Some("identify, admin.users:write"), &person).is_ok());
-        assert!(admin.judge_scopes(Some("admin.users:write"), &of("T1", Some("B1"), None)).is_err());
-        let trouble = admin.judge_scopes(Some("identify"), &person).unwrap_err();
+        assert!(judge_scopes(&admin, Some("identify, admin.users:write"), &person).is_ok());
+        assert!(judge_scopes(&admin, Some("admin.users:write"), &of("T1", Some("B1"), None)).is_err());
+        let trouble = judge_scopes(&admin, Some("identify"), &person).unwrap_err();
         assert_eq!(trouble.problem, "admin.users.invite needs the scope admin.users:write; the token has: identify");
-        let legacy = Method::LegacyInvite { channels: None };
-        assert!(legacy.judge_scopes(Some("identify,admin"), &person).is_ok());
-        assert!(legacy.judge_scopes(Some("identify"), &person).is_err());
+        let legacy = SlackMode::LegacyInvite { channel_ids: Vec::new() };
+        assert!(judge_scopes(&legacy, Some("identify,admin"), &person).is_ok());
+        assert!(judge_scopes(&legacy, Some("identify"), &person).is_err());
     }
 
     #[test]

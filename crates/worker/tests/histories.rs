@@ -87,7 +87,7 @@ fn deliver(order: &[&Alert], batch: usize, history: &History, policy: &Policy) -
     for alerts in order.chunks(batch) {
         let mut alerts: Vec<Alert> = alerts.iter().map(|alert| (*alert).clone()).collect();
         while !alerts.is_empty() {
-            let planned = plan(&alerts, &ledger.0, policy, at(NOW));
+            let planned = plan(&alerts, ledger.0.clone(), policy, at(NOW));
             let (mut again, mut looked_up) = (Vec::new(), BTreeSet::new());
             for (alert, planned) in alerts.iter().zip(&planned.alerts) {
                 let Decision::Actions(of_it) = &planned.decision else { continue };

@@ -57,14 +57,13 @@ fn jira(sandbox: &Sandbox, edition: Edition) -> Jira {
     Jira::new(&jira_settings(sandbox, edition), TIMEOUT).expect("good settings")
 }
 
+fn channels() -> Vec<String> {
+    vec!["C1".to_owned(), "C2".to_owned()]
+}
+
 fn slack(sandbox: &Sandbox, mode: SlackMode) -> Slack {
-    let settings = config::Slack {
-        mode,
-        base_url: sandbox.slack_url().parse().expect("a URL"),
-        token: "xoxp-sandbox".into(),
-        team_id: Some("T1".to_owned()),
-        channel_ids: vec!["C1".to_owned(), "C2".to_owned()],
-    };
+    let settings =
+        config::Slack { mode, base_url: sandbox.slack_url().parse().expect("a URL"), token: "xoxp-sandbox".into() };
     Slack::new(&settings, TIMEOUT).expect("good settings")
 }
 
@@ -490,15 +489,20 @@ async fn a_silent_vendor_is_given_up() {
 
 #[tokio::test]
 async fn slack_invites_in_three_ways() {
-    for mode in [SlackMode::AdminInvite, SlackMode::LegacyInvite, SlackMode::Connect] {
+    let modes = [
+        SlackMode::AdminInvite { team_id: "T1".to_owned(), channel_ids: channels() },
+        SlackMode::LegacyInvite { channel_ids: channels() },
+        SlackMode::Connect { channel: "C1".to_owned() },
+    ];
+    for mode in modes {
         let sandbox = sandbox().await;
-        let slack = slack(&sandbox, mode);
+        let slack = slack(&sandbox, mode.clone());
         all_well(&slack.check().await);
         assert_eq!(slack.invite(ANN).await, Ok(InviteOutcome::Invited));
         assert_eq!(sandbox.slack().invitation_count(ANN), 1);
         let channels = sandbox.slack().invitations()[0].channels.clone();
         match mode {
-            SlackMode::AdminInvite | SlackMode::LegacyInvite => {
+            SlackMode::AdminInvite { .. } | SlackMode::LegacyInvite { .. } => {
                 assert_eq!(channels, ["C1", "C2"]);
                 assert_eq!(slack.invite(ANN).await, Ok(InviteOutcome::AlreadyInvited));
                 sandbox.slack().join(ANN);
@@ -506,7 +510,7 @@ async fn slack_invites_in_three_ways() {
                 sandbox.slack().deactivate(ANN);
                 assert_eq!(meaning(slack.invite(ANN).await), Meaning::Permanent);
             }
-            SlackMode::Connect => {
+            SlackMode::Connect { .. } => {
                 assert_eq!(channels, ["C1"]);
                 assert_eq!(meaning(slack.invite(ANN).await), Meaning::InvitationPending);
                 sandbox.slack().join_channel(ANN, "C1");
@@ -526,7 +530,7 @@ async fn slack_invites_in_three_ways() {
 #[tokio::test]
 async fn slack_out_of_order() {
     let sandbox = sandbox().await;
-    let slack = slack(&sandbox, SlackMode::LegacyInvite);
+    let slack = slack(&sandbox, SlackMode::LegacyInvite { channel_ids: channels() });
     let seven = Duration::from_secs(7);
     let table = [
         (

@@ -61,7 +61,14 @@ fn cancellations() {
     check(&[cancelled(2, "2", 100), told(3, "3", Active), cancelled(4, "4", 200)], Cancelled, Some(200));
     // What was paused gets no access back by being cancelled.
     check(&[told(1, "1", Active), told(2, "2", Paused), cancelled(3, "3", 100)], Cancelled, Some(2));
-    check(&[told(2, "2", Cancelled)], Cancelled, Some(2));
+    check(&[told(1, "1", Active), told(2, "2", Paused), told(3, "3", Cancelled)], Cancelled, Some(2));
+    // An end that nobody named gives way to the first one that is named, and to no other after it.
+    let undated = told(2, "2", Cancelled);
+    check(std::slice::from_ref(&undated), Cancelled, Some(2));
+    check(&[undated.clone(), told(3, "3", Cancelled)], Cancelled, Some(2));
+    check(&[undated.clone(), cancelled(3, "3", 100)], Cancelled, Some(100));
+    check(&[undated.clone(), cancelled(3, "3", 100), cancelled(4, "4", 200)], Cancelled, Some(100));
+    check(&[undated, told(3, "3", Paused), cancelled(4, "4", 100)], Cancelled, Some(2));
 }
 
 #[test]

@@ -60,14 +60,16 @@ impl PublicKeys {
         if says_json {
             return Err(Refusal::NoSignature);
         }
+        let mut fields = form::decode(&body);
+        let at = fields.iter().position(|(name, _)| name.as_ref() == form::SIGNATURE);
         if self.is_empty() {
-            return Err(Refusal::NotConfigured);
+            // What has no signature is a stranger's, whatever is configured.
+            return Err(if at.is_some() { Refusal::NotConfigured } else { Refusal::NoSignature });
         }
         if !body.contains(&b'=') {
             return Err(Refusal::NotAForm);
         }
-        let mut fields = form::decode(&body);
-        let at = fields.iter().position(|(name, _)| name.as_ref() == form::SIGNATURE).ok_or(Refusal::NoSignature)?;
+        let at = at.ok_or(Refusal::NoSignature)?;
         check_names(&fields)?;
         let (_, signature) = fields.remove(at);
         let signature = String::from_utf8(signature.into_owned()).map_err(|_| Refusal::NotASignature)?;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -36,14 +36,13 @@ const VENDOR: Vendor = Vendor {
              docs/setup.md#jira-cloud, or one without scopes",
 };
 
-#[derive(Clone)]
 pub(super) struct Client {
     http: http::Client,
     service_desk: Option<String>,
     /// Whose token it is.
     user: String,
     /// The ids of groups by name: names can change, and calls by name are deprecated.
-    groups: Arc<Mutex<BTreeMap<String, String>>>,
+    groups: Mutex<BTreeMap<String, String>>,
 }
 
 impl fmt::Debug for Client {
@@ -66,7 +65,7 @@ impl Client {
             http: http::Client::new(&settings.base_url, headers, timeout)?,
             service_desk: settings.service_desk_id.clone(),
             user,
-            groups: Arc::default(),
+            groups: Mutex::default(),
         })
     }
 

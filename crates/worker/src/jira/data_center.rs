@@ -32,7 +32,7 @@ const VENDOR: Vendor = Vendor {
     scopes: "make a token that has all rights of its user",
 };
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Client {
     http: http::Client,
     service_desk: Option<String>,

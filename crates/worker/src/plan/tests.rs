@@ -48,7 +48,7 @@ fn words(decision: &Decision) -> Vec<String> {
 
 #[track_caller]
 fn check(policy: &Policy, known: &Known, alerts: &[Alert], expected: &[&[&str]]) -> Plan {
-    let plan = plan(alerts, known, policy, at(1000));
+    let plan = plan(alerts, known.clone(), policy, at(1000));
     let planned: Vec<_> = plan.alerts.iter().map(|alert| words(&alert.decision)).collect();
     assert_eq!(planned, expected.iter().map(|words| words.to_vec()).collect::<Vec<_>>());
     plan
@@ -161,7 +161,7 @@ fn a_billing_alert_waits_for_its_address() {
 }
 
 fn plan_of(alerts: &[Alert]) -> Plan {
-    plan(alerts, &Known::default(), &ALL, at(1000))
+    plan(alerts, Known::default(), &ALL, at(1000))
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_full_refund_ends_access_only_where_configured() {
         [classic(1, "subscription_updated", "active"), alert(2, "subscription_payment_refunded", &payload)]
     };
     let ends = |policy: &Policy, kind: &str| {
-        let plan = plan(&refunded(kind), &Known::default(), policy, at(1000));
+        let plan = plan(&refunded(kind), Known::default(), policy, at(1000));
         plan.subscriptions[&(Source::Classic, "1".to_owned())].entitled_until
     };
     let revoke = Policy { revoke_on_full_refund: true, ..ALL };

@@ -134,10 +134,14 @@ fn what_is_no_form_and_what_is_not_signed() {
         .replace("%2F", "%252F")
         .replace("%3D", "%253D");
     assert!(KEYS.verify(twice.into(), false).is_err());
-    assert_eq!(
-        PublicKeys::new(&[]).unwrap().verify(body("subscription_created"), false).unwrap_err(),
-        Refusal::NotConfigured
-    );
+}
+
+#[test]
+fn without_a_key_a_stranger_is_still_a_stranger() {
+    let without = |body: Bytes| PublicKeys::new(&[]).unwrap().verify(body, false).unwrap_err();
+    assert_eq!(without(body("subscription_created")), Refusal::NotConfigured);
+    assert_eq!(without("alert_id=1".into()), Refusal::NoSignature);
+    assert_eq!(without("hello".into()), Refusal::NoSignature);
 }
 
 /// A body whose fields are these, encoded byte by byte.
