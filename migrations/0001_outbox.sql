@@ -117,7 +117,8 @@ create table outbox_action (
   attempts    integer     not null default 0,
   -- Whether it was tried before: first attempts and retries are claimed side by side.
   retry       boolean     not null generated always as (attempts > 0) stored,
-  -- When it was meant to happen. A removal at the end of a paid period waits here, in sight.
+  -- When it was meant to happen: a removal waits here, in sight, for the end of a paid period, and what somebody has to act for
+  -- first, for when it may be that they have.
   due_at      timestamptz not null default clock_timestamp(),
   -- When it may next be claimed: later than due_at after a failure; while it is running, the end of its lease.
   run_at      timestamptz not null default clock_timestamp(),
@@ -544,8 +545,8 @@ end $$;
 -- planner's transaction, and long before Postgres looks for deadlocks and lets the operator's statement fail.
 create function outbox_record(
   ids uuid[], tokens uuid[], statuses text[], outcomes text[], errors text[], delays_ms bigint[], are_counted bool[],
-  starts_ms_ago bigint[], durations_ms bigint[], http_statuses integer[], attempt_errors text[], stand_back bool[], are_used_up bool[],
-  look_ups_in_vain uuid[])
+  starts_ms_ago bigint[], durations_ms bigint[], http_statuses integer[], attempt_errors text[], stand_back bool[], are_postponed bool[],
+  are_used_up bool[], look_ups_in_vain uuid[])
 returns uuid[] language plpgsql set lock_timeout = '300ms' as $$
 declare
   answered uuid[] := '{}';
@@ -581,12 +582,13 @@ begin
 
   with said as (
     select * from unnest(ids, tokens, statuses, outcomes, errors, delays_ms, are_counted, starts_ms_ago, durations_ms,
-                         http_statuses, attempt_errors, stand_back, are_used_up)
-      as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back, used_up)
+                         http_statuses, attempt_errors, stand_back, are_postponed, are_used_up)
+      as r (id, token, status, outcome, error, delay_ms, counted, started_ms_ago, duration_ms, http_status, attempt_error, stood_back,
+            postponed, used_up)
   ), result as materialized (
     select * from said where id <> all (answered)
     union all
-    select id, token, 'done', 'unchanged', null, 0, true, started_ms_ago, duration_ms, http_status, attempt_error, false, false
+    select id, token, 'done', 'unchanged', null, 0, true, started_ms_ago, duration_ms, http_status, attempt_error, false, false, false
     from said where id = any (answered)
   ), leader as (
     update outbox_action a
@@ -599,12 +601,13 @@ begin
                            + least(interval '5 min' * (power(2, least(a.setbacks, 10)) - 1), interval '1 hour')
                       when r.status = 'pending' then clock_timestamp() + r.delay_ms * interval '1 ms'
                       else a.run_at end,
+        due_at = case when r.postponed then clock_timestamp() + r.delay_ms * interval '1 ms' else a.due_at end,
         finished_at = case when r.status <> 'pending' then clock_timestamp() end,
         claim_token = null, claimed_by = null
     from result r, destination d
     where a.id = any (array[r.id]) and a.claim_token = r.token and d.name = a.destination
-    returning a.id, a.outbox_id, a.kind, a.status, a.last_error, a.run_at, a.attempts,
-              r.counted, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
+    returning a.id, a.outbox_id, a.kind, a.status, a.last_error, a.due_at, a.run_at, a.attempts,
+              r.counted, r.postponed, r.used_up, r.started_ms_ago, r.duration_ms, r.http_status, r.attempt_error
   ), follower as (
     -- Row by row, whatever the planner believes of a table that has just filled up. Who came late to a series of attempts
     -- does not die with its last one.
@@ -621,6 +624,7 @@ begin
         outcome = case when l.status = 'done' then 'covered by ' || l.id end,
         last_error = case when l.status = 'done' then null else coalesce(l.last_error, f.last_error) end,
         run_at = case when l.status = 'pending' then greatest(l.run_at, f.run_at) when w.status = 'pending' then clock_timestamp() else f.run_at end,
+        due_at = case when l.postponed then greatest(l.due_at, f.due_at) else f.due_at end,
         finished_at = case when w.status <> 'pending' then clock_timestamp() end,
         leader_id = case when w.status <> 'pending' then f.leader_id end
     from follower w join leader l on l.id = w.leader_id
@@ -695,6 +699,9 @@ returns integer language plpgsql as $$
 declare
   put_back integer;
 begin
+  if replay_dead_letters.destination is not null and not exists (select from destination d where d.name = replay_dead_letters.destination) then
+    raise exception 'there is no destination of this name: jira, slack, paddle, or null for all' using errcode = 'invalid_parameter_value';
+  end if;
   update outbox_action a set status = 'pending'
   where a.id in (
     select d.id from outbox_action d
@@ -730,6 +737,21 @@ begin
   end if;
   return ended;
 end $$;
+
+-- Whoever may write nothing of an alert but its status may replay it: what it comes to is for its actions to say. (An end that was
+-- written by hand would hide what is dead, and after a while it would be deleted with it.)
+create function outbox_keep_end() returns trigger language plpgsql as $$
+begin
+  if not has_column_privilege('outbox', 'last_error', 'update') then
+    raise exception 'an alert can be set to pending alone' using
+      errcode = 'insufficient_privilege', hint = 'To end it without running it: select discard(id, reason).';
+  end if;
+  return new;
+end $$;
+
+create trigger outbox_keep_end before update of status on outbox for each row
+  when (old.status <> 'pending' and new.status <> 'pending' and new.status <> old.status)
+  execute function outbox_keep_end();
 
 -- Pauses.
 

@@ -104,6 +104,9 @@ declare
   alerts    uuid[] := alerts_naming(address, customers, '-infinity');
   actions   uuid[];
 begin
+  if address is null or address !~ '^\S+@\S+$' then
+    raise exception 'give the e-mail address of a customer' using errcode = 'invalid_parameter_value';
+  end if;
   -- The planner's lock: what it has just read about them would be written back. Whoever forgets to commit does not keep it.
   perform set_config('idle_in_transaction_session_timeout', '30s', true);
   perform pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);
@@ -198,7 +201,8 @@ begin
   end loop;
   -- These do as whoever calls them may, and find the tables also for who names them with their schema.
   foreach function in array array[
-    'replay(uuid)', 'replay_dead_letters(text, timestamptz, integer)', 'outbox_revive()', 'outbox_revived()', 'destination_resumed()'] loop
+    'replay(uuid)', 'replay_dead_letters(text, timestamptz, integer)', 'outbox_revive()', 'outbox_revived()', 'outbox_keep_end()',
+    'destination_resumed()'] loop
     execute format('alter function %s set search_path to %I, pg_temp', function, current_schema());
   end loop;
 end $$;

@@ -683,7 +683,7 @@ async fn an_invitation_that_found_nothing_paid_for_looks_again() {
             // As the worker would, and not committed yet.
             sqlx::query(
                 "select outbox_record(array[id], array[claim_token], '{done}', '{unchanged}', '{null}', '{0}', '{true}', '{null}',
-                                      '{null}', '{null}', '{null}', '{false}', '{false}', '{}')
+                                      '{null}', '{null}', '{null}', '{false}', '{false}', '{false}', '{}')
                  from outbox_action where status = 'running'",
             )
             .execute(&mut *holding)

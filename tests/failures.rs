@@ -535,9 +535,17 @@ async fn an_invitation_that_waits_for_the_customer_is_no_hurry() {
              from outbox_action where kind = 'slack_invite'",
         )
         .await;
-    // Nobody else has to wait for that.
+    // Nobody else has to wait for that, and nothing of it is late.
     oarlock.paddle_sends(&Classic::payment_succeeded("bob@example.com")).await;
     oarlock.sees("Bob is invited", |sandbox| sandbox.slack().invited("bob@example.com")).await;
+    oarlock.settles().await;
+    let late = "select count(*) from outbox_action where status = 'pending' and due_at <= now()";
+    assert_eq!(oarlock.value::<i64>(late).await, 0);
+    // The call for a new alert serves for that one as well.
+    oarlock.paddle_sends(&Classic::payment_succeeded("ann@example.com")).await;
+    oarlock.settles().await;
+    let covered = "select count(*) from outbox_action where attempts = 1 and outcome like 'covered by %'";
+    assert_eq!(oarlock.value::<i64>(covered).await, 1, "{}", oarlock.outbox().await);
 }
 
 #[tokio::test]

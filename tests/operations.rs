@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{Duration as Span, Utc};
 use nix::sys::signal::Signal;
-use oarlock_sandbox::paddle::{Classic, Signed};
+use oarlock_sandbox::paddle::{Billing, Classic, Signed};
 use oarlock_sandbox::{Fault, Service};
 use oarlock_tests::{Database, Oarlock, Process, Settings};
 use uuid::Uuid;
@@ -115,6 +116,28 @@ async fn a_plain_update_of_the_alert_replays() {
     let oarlock = with_a_dead_letter().await;
     oarlock.sql("update outbox set status = 'pending' where status = 'dead'").await;
     is_done(&oarlock).await;
+}
+
+/// An end that was written by hand would hide what is dead.
+#[tokio::test]
+async fn an_alert_cannot_be_ended_by_hand() {
+    let oarlock = with_a_dead_letter().await;
+    for status in ["done", "ignored"] {
+        let statement = format!("update outbox set status = '{status}' where status = 'dead'");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(statement)).execute(oarlock.database.operator()).await;
+        let refused = refused.expect_err("it is the actions' to say").to_string();
+        assert!(refused.contains("can be set to pending alone"), "{refused}");
+    }
+    oarlock.sql("select discard(id, 'paid by mistake') from outbox").await;
+    assert_eq!(oarlock.value::<String>("select status from outbox").await, "done");
+}
+
+#[tokio::test]
+async fn what_is_no_destination_has_no_dead_letters() {
+    let oarlock = with_a_dead_letter().await;
+    let replay = "select replay_dead_letters(destination => 'Slack')";
+    let refused = sqlx::query(replay).execute(oarlock.database.operator()).await.unwrap_err().to_string();
+    assert!(refused.contains("no destination of this name: jira, slack, paddle"), "{refused}");
 }
 
 #[tokio::test]
@@ -312,7 +335,7 @@ async fn a_database_that_comes_late_is_waited_for() {
     for process in [&receiver, &worker] {
         process
             .says("that it waits", |line| {
-                line["message"].as_str().is_some_and(|text| text.contains("not migrated yet"))
+                line["message"].as_str().is_some_and(|text| text.contains("cannot be migrated yet"))
             })
             .await;
         assert_eq!(process.admin("/healthz").await.0, 200);
@@ -328,6 +351,50 @@ async fn a_database_that_comes_late_is_waited_for() {
     oarlock.paddle_sends(&Classic::payment_succeeded(ANN)).await;
     oarlock.settles().await;
     assert!(oarlock.slack().invited(ANN));
+}
+
+/// A first start on an empty database is nothing to be warned of.
+#[tokio::test]
+async fn a_new_database_is_migrated_before_anything_else() {
+    let mut oarlock = Settings::default().one_role().prepare(Database::create().await).await;
+    let worker = oarlock.spawn("oarlock-worker", &[]);
+    worker.says("that it runs", |line| line["message"] == "the worker runs").await;
+    worker.ready().await;
+    let logs = worker.logs();
+    assert!(logs.contains("the database is migrated") && !logs.contains("WARN"), "{logs}");
+    oarlock.workers.push(worker);
+}
+
+/// A table that gets a column while statements that read it are prepared: as when a newer program migrates.
+#[tokio::test]
+async fn a_column_that_is_new_stops_nobody() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_api().set_customer("ctm_1", "bob@example.com");
+    let then = Utc::now() - Span::hours(1);
+    let happens = async |minutes: i64, address: &str, new_address: &str| {
+        let at = then + Span::minutes(minutes);
+        oarlock.paddle_sends(&Classic::subscription_created(address).subscription(&minutes.to_string()).at(at)).await;
+        oarlock.billing_sends(&Billing::subscription_updated("ctm_1").subscription("sub_1").at(at)).await;
+        oarlock.settles().await;
+        oarlock.paddle_sends(&Classic::update_audience_member(address, new_address).at(at + Span::seconds(1))).await;
+        oarlock.settles().await;
+        let cancelled = Classic::subscription_cancelled(new_address).subscription(&minutes.to_string());
+        oarlock.paddle_sends(&cancelled.at(at + Span::seconds(2)).ended()).await;
+        oarlock.settles().await;
+        assert_eq!(oarlock.jira().group("commercial-support").members(), ["bob@example.com"]);
+    };
+    happens(1, ANN, "ann@b.example.com").await;
+    oarlock
+        .sets_up(
+            "do $$ declare name text; begin
+               for name in select table_name from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE' loop
+                 execute format('alter table %I add column later integer', name);
+               end loop;
+             end $$",
+        )
+        .await;
+    happens(2, "eve@example.com", "eve@b.example.com").await;
+    assert!(!oarlock.logs().contains("cached plan"), "{}", oarlock.logs());
 }
 
 #[tokio::test]

@@ -149,7 +149,10 @@ async fn functions_are_for_whom_they_are_meant() {
             "reconcile",
             format!("do $$ begin perform reconcile({nobody}); exception when no_data_found then null; end $$"),
         ),
-        ("forget", format!("do $$ begin perform forget({nobody}); exception when no_data_found then null; end $$")),
+        (
+            "forget",
+            "do $$ begin perform forget('nobody@example.com'); exception when no_data_found then null; end $$".to_owned(),
+        ),
         ("alerts_with_other_content", "select alerts_with_other_content('{}', '{}', '{}', '{}', '{}')".to_owned()),
         ("grant_to_roles", "select grant_to_roles()".to_owned()),
     ];

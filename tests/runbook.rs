@@ -547,6 +547,20 @@ async fn who_still_pays_or_is_not_known_is_not_forgotten() {
     assert_eq!(oarlock.sandbox.calls().len(), calls);
 }
 
+/// What is no address, and is in what was received from everybody, is nobody to forget.
+#[tokio::test]
+async fn who_is_no_address_is_not_forgotten() {
+    let oarlock = Oarlock::start().await;
+    oarlock.paddle_sends(&Classic::subscription_created(ANN).subscription("1").field("passthrough", "")).await;
+    oarlock.settles().await;
+    for forget in ["select forget('')", "select forget(null)", "select forget('active')", "select forget('ctm_1')"] {
+        let refused = sqlx::query(forget).execute(oarlock.database.operator()).await.unwrap_err();
+        assert!(refused.to_string().contains("give the e-mail address"), "{forget}: {refused}");
+    }
+    let received = "select count(*) from outbox where raw_body = ''";
+    assert_eq!(sqlx::query_scalar::<_, i64>(received).fetch_one(oarlock.pool()).await.unwrap(), 0);
+}
+
 /// While something of theirs is under way the customer is not forgotten: its end would be written after it.
 #[tokio::test]
 async fn who_is_being_served_is_not_forgotten() {

@@ -855,6 +855,9 @@ async fn a_database_without_the_schema_is_answered_503() {
     assert_eq!(oarlock.receiver().admin("/healthz").await, (200, "ok\n".to_owned()));
     let (status, why) = oarlock.receiver().admin("/readyz").await;
     assert!(status == 503 && why.contains("not migrated"), "{status} {why}");
+    let logs = oarlock.receiver().logs();
+    let cause = r#"relation \"outbox\" does not exist (SQLSTATE 42P01)"#;
+    assert!(logs.contains(cause) && logs.contains("not ready: the database is not migrated"), "{logs}");
 
     assert_eq!(oarlock.spawn("oarlock-worker", &["migrate"]).ends().await.code, Some(0));
     oarlock.receiver().ready().await;

@@ -165,7 +165,7 @@ pub async fn claim(
           select f.id, l.id as leader_id from claimed l cross join lateral (
             select f.id from outbox_action f
             where f.subject = l.subject and f.kind = l.kind and (f.while_paid or not l.while_paid)
-              and f.status = 'pending' and f.due_at <= now() and f.id <> l.id
+              and f.status = 'pending' and (f.due_at <= now() or f.retry) and f.id <> l.id
             for update skip locked) f
         ), tied as (
           update outbox_action a set leader_id = f.leader_id from follower f where a.id = any (array[f.id])

@@ -21,6 +21,7 @@
 
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::types::PgInterval;
 
 mod names;
@@ -84,6 +85,24 @@ pub fn is_connection_lost(error: &sqlx::Error) -> bool {
             .is_some_and(|code| code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03" | "25006")),
         _ => false,
     }
+}
+
+/// What went wrong, in Postgres's own words; without them where they may quote a value.
+pub fn cause(error: &sqlx::Error) -> String {
+    /// Connections, transactions, passwords, databases, rights, resources, locks, the administrator, the system, our own functions.
+    const QUOTE_NOTHING: [&str; 11] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58", "P0"];
+    let Some(said) = error.as_database_error() else { return error.to_string() };
+    let code = said.code().unwrap_or_default();
+    if QUOTE_NOTHING.iter().any(|class| code.starts_with(class)) {
+        in_its_words(said)
+    } else {
+        format!("SQLSTATE {code}{}", said.constraint().map(|name| format!(", {name}")).unwrap_or_default())
+    }
+}
+
+/// (As the driver writes it, there is a line of Postgres's source as well, which reads like one of a file of ours.)
+fn in_its_words(said: &dyn DatabaseError) -> String {
+    format!("{} (SQLSTATE {})", said.message(), said.code().unwrap_or_default())
 }
 
 /// How long to wait after a conflict before trying again.

@@ -262,7 +262,9 @@ async fn told(
     let (sources, ids): (Vec<&str>, Vec<&str>) = keys.map(|(source, id)| (source.as_str(), id.as_str())).unzip();
     let rows = sqlx::query!(
         r#"
-        select t.* from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
+        select t.source, t.subscription_id, t.alert_id, t.happened_at, t.status, t.old_status, t.plans, t.ends, t.full_refund, t.email,
+               t.customer_id
+        from unnest($1::text[], $2::text[]) as k (source, id) cross join lateral (
           select * from subscription_alert where source = k.source and subscription_id = k.id offset 0) t
         "#,
         &sources as _,

@@ -252,10 +252,12 @@ fn in_plain_words(error: Error) -> Error {
 }
 
 /// Whether Postgres has refused a statement and is there for the next one. After anything else an answer may be unread, or nobody
-/// be there any more.
+/// be there any more; and where a table has changed under a statement that was prepared, it would be refused each time.
 fn is_refusal(error: &Error) -> bool {
+    /// `feature_not_supported`: "cached plan must not change result type".
+    const PREPARED_BEFORE: &str = "0A000";
     let told = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    told.is_some_and(|told| matches!(told.severity(), PgSeverity::Error))
+    told.is_some_and(|told| matches!(told.severity(), PgSeverity::Error) && told.code() != PREPARED_BEFORE)
 }
 
 async fn refuse_standby(connection: &mut PgConnection) -> Result<(), Error> {

@@ -24,6 +24,8 @@ pub enum Verdict {
     Done(&'static str),
     /// To be tried again after that time.
     Retry { after: Duration, error: String },
+    /// To be tried again after that time, and not due before it: a person has to act first.
+    Postponed { after: Duration, error: String },
     /// Handed back after that time as if it had not been claimed: a pause or a stop uses no attempt.
     HandedBack { after: Duration, error: Option<String> },
     /// Handed back because the configuration is wrong, which uses no attempt: not before the destination's pause is over,
@@ -85,7 +87,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
     let now = Instant::now();
     let milliseconds = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let recorded = sqlx::query_scalar!(
-        r#"select outbox_record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) as "recorded!""#,
+        r#"select outbox_record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) as "recorded!""#,
         &ids,
         &results.iter().map(|result| result.claim.token()).collect::<Vec<_>>(),
         &verdicts.iter().map(|verdict| verdict.status()).collect::<Vec<_>>() as _,
@@ -104,6 +106,7 @@ pub async fn record(pool: &PgPool, results: &[Finished]) -> Result<Vec<Uuid>, sq
         &attempts.iter().map(|tried| tried.and_then(|tried| tried.http_status.map(i32::from))).collect::<Vec<_>>() as _,
         &attempts.iter().map(|tried| tried.and_then(|tried| tried.error.as_deref())).collect::<Vec<_>>() as _,
         &verdicts.iter().map(|verdict| matches!(verdict, Verdict::StoodBack { .. })).collect::<Vec<_>>(),
+        &verdicts.iter().map(|verdict| matches!(verdict, Verdict::Postponed { .. })).collect::<Vec<_>>(),
         &verdicts.iter().map(|verdict| matches!(verdict, Verdict::UsedUp(_))).collect::<Vec<_>>(),
         &results.iter().filter(is_in_vain).map(Finished::action_id).collect::<Vec<_>>(),
     )
@@ -147,7 +150,7 @@ impl Verdict {
     fn status(&self) -> &'static str {
         match self {
             Self::Done(_) => "done",
-            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } => "pending",
+            Self::Retry { .. } | Self::Postponed { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } => "pending",
             Self::Dead(_) | Self::UsedUp(_) => "dead",
         }
     }
@@ -160,25 +163,30 @@ impl Verdict {
     fn outcome(&self) -> Option<&str> {
         match self {
             Self::Done(outcome) => Some(outcome),
-            Self::Retry { .. } | Self::HandedBack { .. } | Self::StoodBack { .. } | Self::Dead(_) | Self::UsedUp(_) => {
-                None
-            }
+            Self::Retry { .. }
+            | Self::Postponed { .. }
+            | Self::HandedBack { .. }
+            | Self::StoodBack { .. }
+            | Self::Dead(_)
+            | Self::UsedUp(_) => None,
         }
     }
 
     fn error(&self) -> Option<&str> {
         match self {
             Self::Done(_) => None,
-            Self::Retry { error, .. } | Self::StoodBack { error } | Self::Dead(error) | Self::UsedUp(error) => {
-                Some(error)
-            }
+            Self::Retry { error, .. }
+            | Self::Postponed { error, .. }
+            | Self::StoodBack { error }
+            | Self::Dead(error)
+            | Self::UsedUp(error) => Some(error),
             Self::HandedBack { error, .. } => error.as_deref(),
         }
     }
 
     fn delay(&self) -> Duration {
         match self {
-            Self::Retry { after, .. } | Self::HandedBack { after, .. } => *after,
+            Self::Retry { after, .. } | Self::Postponed { after, .. } | Self::HandedBack { after, .. } => *after,
             Self::Done(_) | Self::StoodBack { .. } | Self::Dead(_) | Self::UsedUp(_) => Duration::ZERO,
         }
     }

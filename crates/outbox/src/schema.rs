@@ -3,6 +3,7 @@
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection as _, PgExecutor};
 
+use crate::in_its_words;
 use crate::pool::PgPool;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
@@ -39,6 +40,16 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// Why the database cannot be migrated.
+pub fn cause(error: &MigrateError) -> String {
+    let words = |error: &sqlx::Error| error.as_database_error().map_or_else(|| error.to_string(), in_its_words);
+    match error {
+        MigrateError::Execute(error) => words(error),
+        MigrateError::ExecuteMigration(error, version) => format!("migration {version}: {}", words(error)),
+        other => other.to_string(),
+    }
 }
 
 /// Looks whether all migrations are applied.

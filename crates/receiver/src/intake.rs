@@ -15,7 +15,7 @@ use actix_web::rt;
 use oarlock_outbox::pool::Connection;
 use oarlock_outbox::received::NewAlert;
 use oarlock_outbox::store::{self, Stored, Tell};
-use oarlock_outbox::{PgPool, TraceParent, is_about_the_data, is_conflict, is_connection_lost};
+use oarlock_outbox::{PgPool, TraceParent, cause, is_about_the_data, is_conflict, is_connection_lost};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
@@ -140,8 +140,7 @@ async fn wake_workers(pool: PgPool, mut news: watch::Receiver<()>) {
     while news.changed().await.is_ok() {
         let notified = timeout(NOTIFY_TIMEOUT, store::notify(&pool)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if let Err(error) = notified {
-            let error = &error as &dyn std::error::Error;
-            tracing::debug!(error, "failed to wake the workers; they look by themselves");
+            tracing::debug!(error = %cause(&error), "failed to wake the workers; they look by themselves");
         }
         sleep(BETWEEN_NOTIFICATIONS).await;
     }
@@ -211,7 +210,7 @@ async fn insert(
                     Ok(stored) => Ok(stored[0]),
                     Err(error) if is_connection_lost(&error) => return Err(error),
                     Err(error) => {
-                        tracing::error!(alert_id = alert.alert_id, error = %code(&error), "the database refuses this alert");
+                        tracing::error!(alert_id = alert.alert_id, error = %cause(&error), "the database refuses this alert");
                         Err(Unavailable::Database)
                     }
                 });
@@ -228,17 +227,5 @@ fn fail(callers: impl Iterator<Item = oneshot::Sender<Result<Stored, Unavailable
         alerts += 1;
         let _ = answer.send(Err(Unavailable::Database));
     }
-    tracing::error!(alerts, error = %code(error), "failed to store alerts");
-}
-
-/// What went wrong, without the values that Postgres quotes in its messages.
-fn code(error: &sqlx::Error) -> String {
-    match error.as_database_error() {
-        Some(database) => format!(
-            "SQLSTATE {}{}",
-            database.code().unwrap_or_default(),
-            database.constraint().map(|name| format!(", {name}")).unwrap_or_default()
-        ),
-        None => error.to_string(),
-    }
+    tracing::error!(alerts, error = %cause(error), "failed to store alerts");
 }

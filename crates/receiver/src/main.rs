@@ -1,13 +1,14 @@
 //! `oarlock-receiver [run|health] [--config FILE]`: serves the webhook until SIGTERM or SIGINT.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use oarlock_receiver::run;
 use oarlock_receiver::signature::Verifier;
-use oarlock_service::config::ReceiverConfig;
+use oarlock_service::config::{Problems, ReceiverConfig};
 use oarlock_service::{admin, logs, refuse, signals};
+use tokio::runtime::Builder;
 
 /// Verifies Paddle's alerts, stores them in the outbox, answers 200.
 #[derive(Debug, Parser)]
@@ -29,20 +30,22 @@ enum Command {
     Health,
 }
 
-// One thread for the admin listener and what is done now and then; the webhook's own threads are started by its server.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (config, verifier) = match ReceiverConfig::load(arguments.config.as_deref(), Verifier::new) {
-        Ok(loaded) => loaded,
-        Err(problems) => return refuse(&problems),
-    };
-    match arguments.command.unwrap_or(Command::Run) {
+    let command = arguments.command.unwrap_or(Command::Run);
+    // One thread for the admin listener and what is done now and then; the webhook's own threads are started by its server.
+    let runtime = Builder::new_current_thread().enable_all().build().expect("the machine gives us a runtime");
+    let ended = runtime.block_on(perform(command, arguments.config.as_deref()));
+    // A name that is still being looked up, which nothing can interrupt, is not waited for.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|problems| refuse(&problems))
+}
+
+async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Problems> {
+    let (config, verifier) = ReceiverConfig::load(file, Verifier::new)?;
+    match command {
         Command::Run => {
-            let exporter = match logs::start("oarlock-receiver") {
-                Ok(exporter) => exporter,
-                Err(problems) => return refuse(&problems),
-            };
+            let exporter = logs::start("oarlock-receiver")?;
             let stopped = match signals::shutdown() {
                 Ok(shutdown) => run::run(config, verifier, shutdown).await,
                 Err(error) => Err(error.into()),
@@ -50,15 +53,15 @@ async fn main() -> ExitCode {
             exporter.finish().await;
             if let Err(error) = stopped {
                 tracing::error!(error = format!("{error:#}"), "the receiver ends");
-                return ExitCode::FAILURE;
+                return Ok(ExitCode::FAILURE);
             }
         }
         Command::Health => {
             if let Err(error) = admin::ask(&config.admin_listen).await {
                 eprintln!("oarlock-receiver: {error}");
-                return ExitCode::FAILURE;
+                return Ok(ExitCode::FAILURE);
             }
         }
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use oarlock_outbox::{PgPool, is_connection_lost, schema};
+use oarlock_outbox::{PgPool, cause, is_connection_lost, schema};
 use prometheus::{Encoder, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,7 +73,7 @@ pub async fn serve<R, F>(
     R: Fn() -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send,
 {
-    let state = Arc::new((pool, registry, refresh));
+    let state = Arc::new((pool, registry, refresh, Readiness::default()));
     loop {
         let stream = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -91,8 +92,8 @@ pub async fn serve<R, F>(
             let service = service_fn(move |request: Request<Incoming>| {
                 let state = Arc::clone(&state);
                 async move {
-                    let (pool, registry, refresh) = &*state;
-                    Ok::<_, Infallible>(answer(&request, pool, registry, refresh).await)
+                    let (pool, registry, refresh, readiness) = &*state;
+                    Ok::<_, Infallible>(answer(&request, pool, registry, refresh, readiness).await)
                 }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
@@ -109,6 +110,7 @@ async fn answer<R, F>(
     pool: &PgPool,
     registry: &Registry,
     refresh: &R,
+    readiness: &Readiness,
 ) -> Response<Full<Bytes>>
 where
     R: Fn() -> F,
@@ -121,11 +123,15 @@ where
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => match tokio::time::timeout(READY_TIMEOUT, ready(pool)).await {
-            Ok(Ok(())) => text(StatusCode::OK, "ok\n"),
-            Ok(Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, why),
-            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
-        },
+        "/readyz" => {
+            let asked = tokio::time::timeout(READY_TIMEOUT, ready(pool)).await;
+            let ready = asked.unwrap_or(Err(NotReady { why: "the database does not answer\n", cause: String::new() }));
+            readiness.tell(&ready);
+            match ready {
+                Ok(()) => text(StatusCode::OK, "ok\n"),
+                Err(NotReady { why, .. }) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            }
+        }
         "/metrics" => {
             refresh().await;
             let mut body = Vec::new();
@@ -146,19 +152,45 @@ where
     }
 }
 
-async fn ready(pool: &PgPool) -> Result<(), &'static str> {
+/// Why a program cannot do its work: for whoever asks, and in Postgres's words for the log.
+struct NotReady {
+    why: &'static str,
+    cause: String,
+}
+
+/// What was found last, so that a change is told once and not with each probe.
+#[derive(Default)]
+struct Readiness {
+    is_missing: AtomicBool,
+}
+
+impl Readiness {
+    fn tell(&self, ready: &Result<(), NotReady>) {
+        let was_missing = self.is_missing.swap(ready.is_err(), Ordering::Relaxed);
+        match ready {
+            Ok(()) if was_missing => tracing::info!("ready again"),
+            Err(NotReady { why, cause }) if !was_missing => {
+                tracing::warn!(error = cause, "not ready: {}", why.trim_end());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+async fn ready(pool: &PgPool) -> Result<(), NotReady> {
     let ask = async || schema::state(&mut pool.acquire().await?).await;
     let mut state = ask().await;
     // Of a connection that was cut a moment ago, nothing tells but this. The next one is new.
     if state.as_ref().is_err_and(is_connection_lost) {
         state = ask().await;
     }
-    match state {
-        Ok(schema::State::Ready) => Ok(()),
-        Ok(schema::State::Behind(_)) => Err("the database is not migrated\n"),
-        Ok(schema::State::ReadOnly) => Err("the database takes no writes\n"),
-        Err(_) => Err("the database cannot be reached\n"),
-    }
+    let (why, cause) = match state {
+        Ok(schema::State::Ready) => return Ok(()),
+        Ok(schema::State::Behind(_)) => ("the database is not migrated\n", String::new()),
+        Ok(schema::State::ReadOnly) => ("the database takes no writes\n", String::new()),
+        Err(error) => ("the database cannot be reached\n", cause(&error)),
+    };
+    Err(NotReady { why, cause })
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

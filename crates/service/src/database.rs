@@ -93,7 +93,7 @@ pub async fn migrate(pool: PgPool, shutdown: CancellationToken) {
     loop {
         match schema::migrate(&pool).await {
             Ok(()) => return tracing::info!("the database is migrated"),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the database is not migrated yet"),
+            Err(error) => tracing::warn!(error = schema::cause(&error), "the database cannot be migrated yet"),
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

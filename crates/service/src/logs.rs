@@ -23,7 +23,8 @@ pub fn start(program: &'static str) -> Result<Exporter, Problems> {
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.trim().is_empty());
     let asked = asked.map(EnvFilter::try_new).transpose();
     let not_understood = asked.as_ref().err().map(ToString::to_string);
-    let filter = asked.ok().flatten().unwrap_or_else(|| EnvFilter::new("info,sqlx=warn,sqlx::query=error"));
+    let filter =
+        asked.ok().flatten().unwrap_or_else(|| EnvFilter::new("info,actix_server=warn,sqlx=warn,sqlx::query=error"));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = if std::io::stderr().is_terminal() {
         lines.with_target(false).boxed()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use oarlock_outbox::claim::{self, Claim, Claimed, Terms};
 use oarlock_outbox::record::{self, Attempt, Finished, Verdict};
-use oarlock_outbox::{AFTER_A_CONFLICT, Destination, Kind, PgPool, destination, is_about_the_data, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Destination, Kind, PgPool, cause, destination, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
 use tokio::sync::mpsc;
@@ -92,10 +92,9 @@ impl Loop {
                     Err(error) => {
                         drop(places);
                         if patience.is_fresh() {
-                            let error = &error as &dyn std::error::Error;
                             tracing::warn!(
                                 destination = self.destination.as_str(),
-                                error,
+                                error = %cause(&error),
                                 "claims wait for the database"
                             );
                         }
@@ -248,7 +247,7 @@ impl Loop {
             }
             Stop::Database(error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %cause(&error),
                     "the database failed amid an action: handed back"
                 );
                 let error = Some("the database failed".to_owned());
@@ -293,7 +292,7 @@ impl Loop {
         match paused {
             Ok(()) => self.slots.turn_back(),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "failed to pause the destination");
+                tracing::warn!(error = %cause(&error), "failed to pause the destination");
             }
         }
     }
@@ -314,7 +313,7 @@ impl Loop {
             }
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "failed to note what the probe told")
+                tracing::warn!(error = %cause(&error), "failed to note what the probe told")
             }
         }
     }
@@ -323,7 +322,7 @@ impl Loop {
 /// Says what becomes of an action that failed.
 fn log(verdict: &Verdict, http_status: Option<u16>) {
     match verdict {
-        Verdict::Retry { after, error } => {
+        Verdict::Retry { after, error } | Verdict::Postponed { after, error } => {
             let retry_in_ms = after.as_millis();
             tracing::warn!(error, http_status, retry_in_ms, "failed, will be tried again");
         }

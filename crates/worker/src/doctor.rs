@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oarlock_outbox::rights::{self, Rights};
-use oarlock_outbox::schema;
+use oarlock_outbox::{cause, schema};
 use oarlock_service::config::{Database, Problems, WorkerConfig};
 use oarlock_service::database;
 use serde::Serialize;
@@ -115,12 +115,12 @@ async fn check_database(settings: &Database) -> Vec<Finding> {
     };
     let mut connection = match connecting {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return unreachable(error.to_string()),
+        Ok(Err(error)) => return unreachable(cause(&error)),
         Err(_) => return unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
     };
     match tokio::time::timeout(DATABASE_TIMEOUT, ask_database(&mut connection)).await {
         Ok(Ok(findings)) => findings,
-        Ok(Err(error)) => unreachable(error.to_string()),
+        Ok(Err(error)) => unreachable(cause(&error)),
         Err(_) => unreachable(format!("connected, but no answer within {} s", DATABASE_TIMEOUT.as_secs())),
     }
 }

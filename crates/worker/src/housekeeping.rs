@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use oarlock_outbox::{PgPool, retention};
+use oarlock_outbox::{PgPool, cause, retention};
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -38,7 +38,7 @@ async fn delete_all(pool: &PgPool, older_than: Duration) {
         tracing::info!(alerts = deleted, "deleted finished alerts past their retention");
     }
     if let Err(error) = ended {
-        tracing::warn!(error = &error as &dyn std::error::Error, "failed to delete finished alerts");
+        tracing::warn!(error = %cause(&error), "failed to delete finished alerts");
     }
 }
 

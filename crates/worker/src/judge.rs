@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | transient | tried again, until its attempts are used up | |
 //! | an account that Jira does not show | the same | |
-//! | an invitation that waits for somebody | tried again every six hours, until its attempts are used up | |
+//! | an invitation that waits for somebody | due and tried again every six hours, until its attempts are used up | |
 //! | asking to slow down | handed back, no attempt used | paused that long |
 //! | of the configuration | stands back behind the others, no attempt used | paused until it is mended, then probed |
 //! | permanent | dead | |
@@ -70,7 +70,8 @@ pub fn judge(
     let (verdict, told) = match failure.meaning {
         Meaning::Transient { retry_after } => (tried_until(is_last, retry_after), Told::Nothing),
         Meaning::NotShown => (tried_until(is_last, None), Told::Reached),
-        Meaning::InvitationPending => (tried_until(is_last, Some(WAIT_FOR_ACCEPTANCE)), Told::Reached),
+        Meaning::InvitationPending if is_last => (Verdict::UsedUp(error), Told::Reached),
+        Meaning::InvitationPending => (Verdict::Postponed { after: WAIT_FOR_ACCEPTANCE, error }, Told::Reached),
         Meaning::RateLimited { retry_after } => (handed_back(), Told::Pause(Pause::For(retry_after))),
         Meaning::Configuration | Meaning::TargetGone => (Verdict::StoodBack { error }, Told::Pause(Pause::UntilMended)),
         Meaning::Permanent | Meaning::AccountGone => (Verdict::Dead(error), Told::Reached),
@@ -103,7 +104,8 @@ mod tests {
         let used_up = || Verdict::UsedUp("why".into());
         check(Meaning::Transient { retry_after: None }, 20, used_up(), Told::Nothing);
         check(Meaning::NotShown, 1, retry(5), Told::Reached);
-        check(Meaning::InvitationPending, 1, retry(21_600), Told::Reached);
+        let postponed = Verdict::Postponed { after: seconds(21_600), error: "why".into() };
+        check(Meaning::InvitationPending, 1, postponed, Told::Reached);
         check(Meaning::InvitationPending, 20, used_up(), Told::Reached);
         check(Meaning::RateLimited { retry_after: seconds(7) }, 20, back(), Told::Pause(Pause::For(seconds(7))));
         check(Meaning::Configuration, 20, Verdict::StoodBack { error: "why".into() }, Told::Pause(Pause::UntilMended));

@@ -93,7 +93,8 @@ async fn perform(command: Command, file: Option<&Path>) -> Result<ExitCode, Prob
 }
 
 async fn migrate(database: &Database) -> anyhow::Result<()> {
-    schema::migrate(&database::pool(database, "oarlock-worker migrate")).await?;
+    let pool = database::pool(database, "oarlock-worker migrate");
+    schema::migrate(&pool).await.map_err(|error| anyhow::anyhow!(schema::cause(&error)))?;
     println!("the database is migrated");
     Ok(())
 }

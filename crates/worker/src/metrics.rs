@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use oarlock_outbox::gauges::{self, Gauges};
 use oarlock_outbox::record::{Finished, Verdict};
-use oarlock_outbox::{Destination, Kind, PgPool};
+use oarlock_outbox::{Destination, Kind, PgPool, cause};
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -45,7 +45,7 @@ impl From<&Verdict> for Ended {
     fn from(verdict: &Verdict) -> Self {
         match verdict {
             Verdict::Done(_) => Self::Done,
-            Verdict::Retry { .. } => Self::Retry,
+            Verdict::Retry { .. } | Verdict::Postponed { .. } => Self::Retry,
             Verdict::HandedBack { .. } | Verdict::StoodBack { .. } => Self::HandedBack,
             Verdict::Dead(_) | Verdict::UsedUp(_) => Self::Dead,
         }
@@ -234,7 +234,7 @@ impl Metrics {
 async fn in_time<T>(what: &str, read: impl Future<Output = Result<T, sqlx::Error>>) -> Option<T> {
     match timeout(READ_TIMEOUT, read).await {
         Ok(Ok(read)) => return Some(read),
-        Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "failed to read {what}"),
+        Ok(Err(error)) => tracing::warn!(error = %cause(&error), "failed to read {what}"),
         Err(_) => tracing::warn!("the database is too slow to read {what}"),
     }
     None

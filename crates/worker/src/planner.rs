@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use oarlock_outbox::alert::Alert;
 use oarlock_outbox::claim::{Claim, Terms};
 use oarlock_outbox::planning::Batch;
-use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, is_about_the_data, is_conflict, planning};
+use oarlock_outbox::{AFTER_A_CONFLICT, PgPool, cause, is_about_the_data, is_conflict, planning};
 use oarlock_service::database::Patience;
 use oarlock_service::trace::{Opening, Role};
 use tokio_util::sync::CancellationToken;
@@ -54,12 +54,12 @@ impl Planner {
                     self.poll_interval
                 }
                 Err(error) if is_conflict(&error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "somebody holds what the planner needs");
+                    tracing::warn!(error = %cause(&error), "somebody holds what the planner needs");
                     AFTER_A_CONFLICT
                 }
                 Err(error) => {
                     if patience.is_fresh() {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "the planner waits for the database");
+                        tracing::warn!(error = %cause(&error), "the planner waits for the database");
                     }
                     patience.delay()
                 }
@@ -80,7 +80,7 @@ impl Planner {
             Ok(()) => tracing::debug!(alerts, "planned"),
             Err(error) if is_conflict(&error) || is_about_the_data(&error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %cause(&error),
                     "a batch of alerts cannot be planned: one by one"
                 );
                 self.plan_apart(after, shutdown).await?;

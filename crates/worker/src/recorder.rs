@@ -1,12 +1,11 @@
 //! Results are written, many at a time, whatever the database is doing meanwhile.
 
-use std::future;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
+use std::{future, io, thread};
 
 use oarlock_outbox::record::{self, Finished, Verdict};
-use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, is_about_the_data, is_conflict};
+use oarlock_outbox::{AFTER_A_CONFLICT, Kind, PgPool, cause, is_about_the_data, is_conflict};
 use oarlock_service::database::Patience;
 use tokio::runtime::Builder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -59,10 +58,13 @@ impl Recorder {
     /// Writes results until all loops have ended and everything is written, which is then told.
     ///
     /// In a thread of its own: among the calls it would wait for their turns whenever Postgres answers, and their slots for it.
-    pub fn start(self, results: mpsc::Receiver<Recordable>) -> oneshot::Receiver<()> {
+    ///
+    /// # Errors
+    /// When the machine gives no thread.
+    pub fn start(self, results: mpsc::Receiver<Recordable>) -> io::Result<oneshot::Receiver<()>> {
         let (ended, end) = oneshot::channel();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let record = move || {
-            let runtime = Builder::new_current_thread().enable_all().build().expect("the machine gives us a runtime");
             runtime.block_on(async {
                 self.run(results).await;
                 // Who does not wait for it is stopping in a hurry.
@@ -71,8 +73,8 @@ impl Recorder {
                 future::pending::<()>().await;
             })
         };
-        thread::Builder::new().name("recorder".to_owned()).spawn(record).expect("the machine gives us a thread");
-        end
+        thread::Builder::new().name("recorder".to_owned()).spawn(record)?;
+        Ok(end)
     }
 
     async fn run(self, mut results: mpsc::Receiver<Recordable>) {
@@ -161,8 +163,7 @@ impl Recorder {
                 Err(error) if is_about_the_data(&error) => return Err(GivenUp::Data),
                 Err(error) => {
                     if patience.is_fresh() {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(error, results = results.len(), "results wait for the database");
+                        tracing::warn!(error = %cause(&error), results = results.len(), "results wait for the database");
                     }
                     if tries.are_over(&self.shutdown) {
                         give_up(results.len());

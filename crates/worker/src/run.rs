@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use oarlock_outbox::claim::Terms;
-use oarlock_outbox::{Destination, PgPool, ledger};
+use oarlock_outbox::{Destination, PgPool, cause, ledger};
 use oarlock_service::config::{Database, Worker, WorkerConfig};
 use oarlock_service::database::Patience;
 use oarlock_service::{admin, database};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::act::Vendors;
@@ -38,6 +39,9 @@ const SHARED_CONNECTIONS: u32 = 2;
 /// How long a claim may wait for its slot.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a start waits for migrations; a database that is away must not keep anybody from seeing that this program is alive.
+const FIRST_MIGRATION: Duration = Duration::from_secs(1);
+
 /// How long after `shutdown_grace` the database may take for what is left to write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -57,7 +61,9 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
 
     let Pools { shared: pool, planning, recording } = pools(&config.database);
     if config.database.migrate {
-        tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
+        let migrating = tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
+        // It goes on by itself; what begins before it is done would only say that there are no tables.
+        let _ = timeout(FIRST_MIGRATION, migrating).await;
     }
     tokio::spawn(keep_rules(pool.clone(), rules(&config), shutdown.clone()));
     let registry = admin::registry(env!("CARGO_PKG_VERSION"));
@@ -115,7 +121,7 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
-    let recorder = recorder.start(finished);
+    let recorder = recorder.start(finished).context("failed to start the recorder")?;
     let listening = {
         let (pool, bells, shutdown) = (pool.clone(), Arc::clone(&bells), shutdown.clone());
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
@@ -136,11 +142,16 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     let admin = tokio::spawn(admin::serve(listener, pool.clone(), registry, refresh, stopped.clone()));
     tracing::info!(%admin_address, "the worker runs");
 
-    let ending = async {
+    let looping = async {
         while let Some(ended) = loops.join_next().await {
             ended.context("a loop of the worker failed")?;
         }
-        recorder.await.context("the recorder failed")?;
+        Ok(())
+    };
+    // Without it what is called would never be recorded.
+    let recording = async { recorder.await.context("the recorder failed") };
+    let ending = async {
+        tokio::try_join!(looping, recording)?;
         listening.await.context("the listener failed")?;
         cleaning.await.context("the housekeeping failed")
     };
@@ -198,7 +209,7 @@ fn rules(config: &WorkerConfig) -> Vec<(String, String)> {
 async fn keep_rules(pool: PgPool, rules: Vec<(String, String)>, shutdown: CancellationToken) {
     let mut patience = Patience::default();
     while let Err(error) = ledger::keep_rules(&pool, &rules).await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "the access rules are not written down yet");
+        tracing::debug!(error = %cause(&error), "the access rules are not written down yet");
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(patience.delay()) => {}

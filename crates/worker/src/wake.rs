@@ -5,7 +5,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use oarlock_outbox::{CHANNEL, Destination, PgPool};
+use oarlock_outbox::{CHANNEL, Destination, PgPool, cause};
 use oarlock_service::database::Patience;
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
@@ -56,9 +56,10 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             result = listen_once(&pool, bells, &mut patience) => result,
         };
-        if let Err(error) = result {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "not listening for notifications; the poll goes on");
+        if let Err(error) = result
+            && patience.is_fresh()
+        {
+            tracing::warn!(error = %cause(&error), "not listening for notifications; the poll goes on");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -275,9 +275,9 @@ impl<'p> Section<'p> {
     /// Several values, written in `key` and read from the files that `files_key` names, together.
     pub(super) fn contents(&mut self, key: &str, files_key: &str) -> Vec<String> {
         let mut contents = self.strings(key).unwrap_or_default();
-        for path in self.strings(files_key).unwrap_or_default() {
+        for (entry, path) in (1..).zip(self.strings(files_key).unwrap_or_default()) {
             if !self.foreign
-                && let Some(text) = self.read(files_key, &path)
+                && let Some(text) = self.read(&format!("{files_key}, entry {entry},"), &path)
             {
                 contents.push(text);
             }

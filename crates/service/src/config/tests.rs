@@ -234,6 +234,10 @@ fn a_problem_is_one_line_and_holds_no_secret_in_the_wrong_place() {
         ("OARLOCK_SLACK__TOKEN_FILE", "xoxp-secret"),
         ("OARLOCK_WORKER__ADMIN_LISTEN", "a b:1"),
     ];
+    let keys = [("OARLOCK_PADDLE__CLASSIC__PUBLIC_KEY_FILES", "/dev/null,/nowhere")];
+    let of_keys = receiver("", &keys).unwrap_err();
+    assert_eq!(of_keys[0], "paddle.classic.public_key_files, entry 1, names a file that is empty");
+    assert!(of_keys[1].starts_with("paddle.classic.public_key_files, entry 2, names a file that cannot be read: "));
     let problems = worker(file, &environment).unwrap_err();
     for expected in [
         "database must be a section",
