@@ -151,7 +151,8 @@ async fn functions_are_for_whom_they_are_meant() {
         ),
         (
             "forget",
-            "do $$ begin perform forget('nobody@example.com'); exception when no_data_found then null; end $$".to_owned(),
+            "do $$ begin perform forget('nobody@example.com'); exception when no_data_found then null; end $$"
+                .to_owned(),
         ),
         ("alerts_with_other_content", "select alerts_with_other_content('{}', '{}', '{}', '{}', '{}')".to_owned()),
         ("grant_to_roles", "select grant_to_roles()".to_owned()),

@@ -72,7 +72,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let max_connections = config.database.max_connections - threads;
     let pool = database::pool(&Database { max_connections, ..config.database.clone() }, "oarlock-receiver");
     if config.database.migrate {
-        tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
+        drop(database::migrate(pool.clone(), shutdown.clone()));
     }
     let registry = admin::registry(env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::new(&registry);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use oarlock_outbox::{PgPool, schema};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
@@ -87,19 +88,30 @@ pub fn pool_with(database: &Database, program: &str, first: Option<&'static str>
     PgPool::connect_lazy(database.max_connections, options(database, program), first)
 }
 
-/// Applies pending migrations as soon as the database is there, however long that takes.
-pub async fn migrate(pool: PgPool, shutdown: CancellationToken) {
-    let mut patience = Patience::default();
-    loop {
-        match schema::migrate(&pool).await {
-            Ok(()) => return tracing::info!("the database is migrated"),
-            Err(error) => tracing::warn!(error = schema::cause(&error), "the database cannot be migrated yet"),
+/// Applies pending migrations as soon as the database is there, however long that takes, in a task of its own. What is returned
+/// says when that was tried for the first time.
+pub fn migrate(pool: PgPool, shutdown: CancellationToken) -> oneshot::Receiver<()> {
+    let (tried, first_try) = oneshot::channel();
+    tokio::spawn(async move {
+        let (mut patience, mut tried) = (Patience::default(), Some(tried));
+        loop {
+            let migrated = schema::migrate(&pool).await;
+            match &migrated {
+                Ok(()) => tracing::info!("the database is migrated"),
+                Err(error) => tracing::warn!(error = schema::cause(error), "the database cannot be migrated yet"),
+            }
+            // Not everybody waits for it.
+            let _ = tried.take().map(|tried| tried.send(()));
+            if migrated.is_ok() {
+                return;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(patience.delay()) => {}
+            }
         }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(patience.delay()) => {}
-        }
-    }
+    });
+    first_try
 }
 
 /// Delays between tries of something that must succeed in the end: from a tenth of a second, doubling to five seconds.

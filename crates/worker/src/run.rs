@@ -39,8 +39,8 @@ const SHARED_CONNECTIONS: u32 = 2;
 /// How long a claim may wait for its slot.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a start waits for migrations; a database that is away must not keep anybody from seeing that this program is alive.
-const FIRST_MIGRATION: Duration = Duration::from_secs(1);
+/// How long a start waits for migrations.
+const FIRST_MIGRATION: Duration = Duration::from_secs(10);
 
 /// How long after `shutdown_grace` the database may take for what is left to write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
@@ -60,14 +60,30 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
     }
 
     let Pools { shared: pool, planning, recording } = pools(&config.database);
-    if config.database.migrate {
-        let migrating = tokio::spawn(database::migrate(pool.clone(), shutdown.clone()));
-        // It goes on by itself; what begins before it is done would only say that there are no tables.
-        let _ = timeout(FIRST_MIGRATION, migrating).await;
-    }
-    tokio::spawn(keep_rules(pool.clone(), rules(&config), shutdown.clone()));
     let registry = admin::registry(env!("CARGO_PKG_VERSION"));
     let metrics = Arc::new(Metrics::new(&registry));
+    // Health and metrics can be seen from the beginning to the end.
+    let stopped = CancellationToken::new();
+    let refresh = {
+        let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
+        move || {
+            let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
+            async move {
+                // Together: a scrape waits ten seconds, and a database that is away takes five of each.
+                tokio::join!(metrics.refresh(&pool), metrics.refresh_drift(&pool));
+            }
+        }
+    };
+    let admin = tokio::spawn(admin::serve(listener, pool.clone(), registry, refresh, stopped.clone()));
+    if config.database.migrate {
+        let tried = database::migrate(pool.clone(), shutdown.clone());
+        // What begins before that would only say that there are no tables.
+        tokio::select! {
+            _ = timeout(FIRST_MIGRATION, tried) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    tokio::spawn(keep_rules(pool.clone(), rules(&config), shutdown.clone()));
     let (vendors, bells) = (Arc::new(vendors), Arc::new(Bells::default()));
     let (results, finished) = mpsc::channel(RESULTS);
 
@@ -127,19 +143,6 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
     };
     let cleaning = tokio::spawn(housekeeping::run(pool.clone(), settings.retention, shutdown.clone()));
-    // Health and metrics can be seen until the end.
-    let stopped = CancellationToken::new();
-    let refresh = {
-        let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
-        move || {
-            let (pool, metrics) = (pool.clone(), Arc::clone(&metrics));
-            async move {
-                // Together: a scrape waits ten seconds, and a database that is away takes five of each.
-                tokio::join!(metrics.refresh(&pool), metrics.refresh_drift(&pool));
-            }
-        }
-    };
-    let admin = tokio::spawn(admin::serve(listener, pool.clone(), registry, refresh, stopped.clone()));
     tracing::info!(%admin_address, "the worker runs");
 
     let looping = async {
