@@ -374,8 +374,8 @@ end $$;
 create function outbox_action_revive() returns trigger language plpgsql as $$
 begin
   new.attempts := 0;
-  -- A removal that was discarded before its time still has its time.
-  new.due_at := greatest(old.due_at, clock_timestamp());
+  -- A removal that was ended before its time still has its time; an invitation is due now, whomever it waited for.
+  new.due_at := greatest(case when old.kind = 'jira_access' then old.due_at end, clock_timestamp());
   new.run_at := new.due_at;
   new.finished_at := null;
   new.outcome := null;

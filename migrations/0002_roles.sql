@@ -101,12 +101,13 @@ declare
   -- Every payload is looked into, which takes its time: so all but the newest are before the lock. What is stored has its time
   -- somewhat before it is committed.
   since     timestamptz := clock_timestamp() - interval '1 hour';
-  alerts    uuid[] := alerts_naming(address, customers, '-infinity');
+  alerts    uuid[];
   actions   uuid[];
 begin
   if address is null or address !~ '^\S+@\S+$' then
     raise exception 'give the e-mail address of a customer' using errcode = 'invalid_parameter_value';
   end if;
+  alerts := alerts_naming(address, customers, '-infinity');
   -- The planner's lock: what it has just read about them would be written back. Whoever forgets to commit does not keep it.
   perform set_config('idle_in_transaction_session_timeout', '30s', true);
   perform pg_advisory_xact_lock(x'6f61726c6f636b01'::bigint);

@@ -546,6 +546,10 @@ async fn an_invitation_that_waits_for_the_customer_is_no_hurry() {
     oarlock.settles().await;
     let covered = "select count(*) from outbox_action where attempts = 1 and outcome like 'covered by %'";
     assert_eq!(oarlock.value::<i64>(covered).await, 1, "{}", oarlock.outbox().await);
+    // Also before its time. A replay of it does not wait for that.
+    let replay = "select replay(id) from outbox_action where outcome like 'covered by %'";
+    assert_eq!(oarlock.value::<i32>(replay).await, 1);
+    oarlock.until("it is done again", "select bool_and(status = 'done') from outbox_action").await;
 }
 
 #[tokio::test]

@@ -359,9 +359,9 @@ async fn a_new_database_is_migrated_before_anything_else() {
     let mut oarlock = Settings::default().one_role().prepare(Database::create().await).await;
     let worker = oarlock.spawn("oarlock-worker", &[]);
     worker.says("that it runs", |line| line["message"] == "the worker runs").await;
-    worker.ready().await;
     let logs = worker.logs();
-    assert!(logs.contains("the database is migrated") && !logs.contains("WARN"), "{logs}");
+    let migrated = logs.find("the database is migrated");
+    assert!(migrated.is_some() && migrated < logs.find("the worker runs") && !logs.contains("42P01"), "{logs}");
     oarlock.workers.push(worker);
 }
 
@@ -394,7 +394,7 @@ async fn a_column_that_is_new_stops_nobody() {
         )
         .await;
     happens(2, "eve@example.com", "eve@b.example.com").await;
-    assert!(!oarlock.logs().contains("cached plan"), "{}", oarlock.logs());
+    assert!(!oarlock.logs().contains("0A000"), "{}", oarlock.logs());
 }
 
 #[tokio::test]

@@ -858,6 +858,12 @@ async fn a_database_without_the_schema_is_answered_503() {
     let logs = oarlock.receiver().logs();
     let cause = r#"relation \"outbox\" does not exist (SQLSTATE 42P01)"#;
     assert!(logs.contains(cause) && logs.contains("not ready: the database is not migrated"), "{logs}");
+    // One trouble after the other: each is told.
+    oarlock.database.goes_away().await;
+    assert_eq!(oarlock.receiver().admin("/readyz").await.0, 503);
+    let reasons = ["not ready: the database cannot be reached", "not ready: the database does not answer"];
+    oarlock.receiver().says("the other trouble", |line| reasons.iter().any(|reason| line["message"] == *reason)).await;
+    oarlock.database.comes_back().await;
 
     assert_eq!(oarlock.spawn("oarlock-worker", &["migrate"]).ends().await.code, Some(0));
     oarlock.receiver().ready().await;

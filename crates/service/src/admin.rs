@@ -5,8 +5,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::mem;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -125,7 +125,7 @@ where
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => {
             let asked = tokio::time::timeout(READY_TIMEOUT, ready(pool)).await;
-            let ready = asked.unwrap_or(Err(NotReady { why: "the database does not answer\n", cause: String::new() }));
+            let ready = asked.unwrap_or(Err(NotReady { why: "the database does not answer\n", cause: None }));
             readiness.tell(&ready);
             match ready {
                 Ok(()) => text(StatusCode::OK, "ok\n"),
@@ -155,24 +155,21 @@ where
 /// Why a program cannot do its work: for whoever asks, and in Postgres's words for the log.
 struct NotReady {
     why: &'static str,
-    cause: String,
+    cause: Option<String>,
 }
 
-/// What was found last, so that a change is told once and not with each probe.
+/// What was missing last, so that a change is told once and not with each probe.
 #[derive(Default)]
-struct Readiness {
-    is_missing: AtomicBool,
-}
+struct Readiness(Mutex<Option<&'static str>>);
 
 impl Readiness {
     fn tell(&self, ready: &Result<(), NotReady>) {
-        let was_missing = self.is_missing.swap(ready.is_err(), Ordering::Relaxed);
+        let missing = ready.as_ref().err().map(|not_ready| not_ready.why);
+        let was_missing = mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), missing);
         match ready {
-            Ok(()) if was_missing => tracing::info!("ready again"),
-            Err(NotReady { why, cause }) if !was_missing => {
-                tracing::warn!(error = cause, "not ready: {}", why.trim_end());
-            }
-            Ok(()) | Err(_) => {}
+            _ if was_missing == missing => {}
+            Ok(()) => tracing::info!("ready"),
+            Err(NotReady { why, cause }) => tracing::warn!(error = cause, "not ready: {}", why.trim_end()),
         }
     }
 }
@@ -186,9 +183,9 @@ async fn ready(pool: &PgPool) -> Result<(), NotReady> {
     }
     let (why, cause) = match state {
         Ok(schema::State::Ready) => return Ok(()),
-        Ok(schema::State::Behind(_)) => ("the database is not migrated\n", String::new()),
-        Ok(schema::State::ReadOnly) => ("the database takes no writes\n", String::new()),
-        Err(error) => ("the database cannot be reached\n", cause(&error)),
+        Ok(schema::State::Behind(_)) => ("the database is not migrated\n", None),
+        Ok(schema::State::ReadOnly) => ("the database takes no writes\n", None),
+        Err(error) => ("the database cannot be reached\n", Some(cause(&error))),
     };
     Err(NotReady { why, cause })
 }

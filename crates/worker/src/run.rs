@@ -48,7 +48,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Plans and runs actions until the token is cancelled.
 ///
 /// # Errors
-/// When the admin address cannot be listened on.
+/// When the admin address cannot be listened on, or a part of it has failed.
 pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = &config.worker;
     let listener = TcpListener::bind(&settings.admin_listen)
@@ -143,7 +143,9 @@ pub async fn run(config: WorkerConfig, vendors: Vendors, shutdown: CancellationT
         tokio::spawn(async move { wake::listen(pool, &bells, shutdown).await })
     };
     let cleaning = tokio::spawn(housekeeping::run(pool.clone(), settings.retention, shutdown.clone()));
-    tracing::info!(%admin_address, "the worker runs");
+    if !shutdown.is_cancelled() {
+        tracing::info!(%admin_address, "the worker runs");
+    }
 
     let looping = async {
         while let Some(ended) = loops.join_next().await {

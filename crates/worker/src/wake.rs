@@ -56,14 +56,18 @@ pub async fn listen(pool: PgPool, bells: &Bells, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             result = listen_once(&pool, bells, &mut patience) => result,
         };
-        if let Err(error) = result
+        if let Err(error) = &result
             && patience.is_fresh()
         {
-            tracing::warn!(error = %cause(&error), "not listening for notifications; the poll goes on");
+            tracing::warn!(error = %cause(error), "not listening for notifications; the poll goes on");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = sleep(patience.delay()) => {}
+        }
+        // It did listen: if it cannot any more, that is news.
+        if result.is_ok() {
+            patience.reset();
         }
     }
 }
