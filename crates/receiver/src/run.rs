@@ -72,6 +72,7 @@ pub async fn run(config: ReceiverConfig, verifier: Verifier, shutdown: Cancellat
     let max_connections = config.database.max_connections - threads;
     let pool = database::pool(&Database { max_connections, ..config.database.clone() }, "oarlock-receiver");
     if config.database.migrate {
+        // Nobody waits for it: an alert that comes before is answered 503, and comes again.
         drop(database::migrate(pool.clone(), shutdown.clone()));
     }
     let registry = admin::registry(env!("CARGO_PKG_VERSION"));
