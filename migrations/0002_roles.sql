@@ -104,7 +104,7 @@ declare
   alerts    uuid[];
   actions   uuid[];
 begin
-  if address is null or address !~ '^\S+@\S+$' then
+  if address is null or address !~ '^[^[:space:]]+@[^[:space:]]+$' then
     raise exception 'give the e-mail address of a customer' using errcode = 'invalid_parameter_value';
   end if;
   alerts := alerts_naming(address, customers, '-infinity');

@@ -497,6 +497,9 @@ async fn what_was_received_is_read_with_any_setting() {
         .await
         .unwrap();
     assert_eq!(said, "50% \\ \u{e9}");
+    let refused =
+        sqlx::query("select public.forget('nobody@example.com')").execute(&mut *connection).await.unwrap_err();
+    assert!(refused.to_string().contains("nobody of this address"), "{refused}");
     connection.close().await.unwrap();
 }
 
