@@ -17,6 +17,13 @@ fn pool_of(number: u32, url: &str) -> PgPool {
     PgPool::connect_lazy(number, url.parse().expect("the URL of a Postgres"), None)
 }
 
+/// One connection, to a database that is gone when it is dropped.
+async fn pool_of_one() -> (Database, PgPool) {
+    let database = Database::create().await;
+    let pool = pool_of(1, database.url());
+    (database, pool)
+}
+
 /// Which process of Postgres is at the other end.
 async fn server(connection: &mut Connection) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.expect("the query is right")
@@ -49,8 +56,7 @@ async fn idle_connections_whose_way_fell_silent_are_left_together_and_in_time() 
 
 #[tokio::test]
 async fn a_pool_of_one_is_for_one_at_a_time_who_all_have_the_same_connection() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (_database, pool) = pool_of_one().await;
     let mut first = pool.acquire().await.unwrap();
     let it = server(&mut first).await;
     let mut second = std::pin::pin!(pool.acquire());
@@ -61,8 +67,7 @@ async fn a_pool_of_one_is_for_one_at_a_time_who_all_have_the_same_connection() {
 
 #[tokio::test]
 async fn what_postgres_refused_costs_no_connection() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (_database, pool) = pool_of_one().await;
     let it = server(&mut pool.acquire().await.unwrap()).await;
     let refused = sqlx::query("select 1 / 0").execute(&pool).await.unwrap_err();
     assert!(refused.as_database_error().is_some(), "{refused}");
@@ -71,8 +76,7 @@ async fn what_postgres_refused_costs_no_connection() {
 
 #[tokio::test]
 async fn a_transaction_that_is_dropped_is_over_before_the_connection_is_used_again() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (_database, pool) = pool_of_one().await;
     let mut dropped = pool.begin().await.unwrap();
     let it = server(&mut dropped).await;
     sqlx::query("create temporary table never (id int)").execute(&mut *dropped).await.unwrap();
@@ -86,8 +90,7 @@ async fn a_transaction_that_is_dropped_is_over_before_the_connection_is_used_aga
 
 #[tokio::test]
 async fn a_connection_that_was_left_amid_a_statement_is_not_used_again() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (_database, pool) = pool_of_one().await;
     let mut left = pool.acquire().await.unwrap();
     let it = server(&mut left).await;
     let asked = sqlx::query("select pg_sleep(60)").execute(&mut left);
@@ -98,8 +101,7 @@ async fn a_connection_that_was_left_amid_a_statement_is_not_used_again() {
 
 #[tokio::test]
 async fn a_connection_that_was_cut_is_followed_by_another() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (database, pool) = pool_of_one().await;
     let mut held = pool.acquire().await.unwrap();
     let it = server(&mut held).await;
     cut(&database, it).await;
@@ -110,8 +112,7 @@ async fn a_connection_that_was_cut_is_followed_by_another() {
 
 #[tokio::test]
 async fn a_connection_that_was_cut_while_it_was_idle_is_not_used() {
-    let database = Database::create().await;
-    let pool = pool_of(1, database.url());
+    let (database, pool) = pool_of_one().await;
     let it = server(&mut pool.acquire().await.unwrap()).await;
     sleep(IDLE).await;
     cut(&database, it).await;

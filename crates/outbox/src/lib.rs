@@ -21,7 +21,6 @@
 
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
 use sqlx::postgres::types::PgInterval;
 
 mod names;
@@ -91,18 +90,22 @@ pub fn is_connection_lost(error: &sqlx::Error) -> bool {
 pub fn cause(error: &sqlx::Error) -> String {
     /// Connections, transactions, passwords, databases, rights, resources, locks, the administrator, the system, our own functions.
     const QUOTE_NOTHING: [&str; 11] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58", "P0"];
-    let Some(said) = error.as_database_error() else { return error.to_string() };
-    let code = said.code().unwrap_or_default();
-    if QUOTE_NOTHING.iter().any(|class| code.starts_with(class)) {
-        in_its_words(said)
-    } else {
-        format!("SQLSTATE {code}{}", said.constraint().map(|name| format!(", {name}")).unwrap_or_default())
+    let may_quote = |code: &str| !QUOTE_NOTHING.iter().any(|class| code.starts_with(class));
+    match error.as_database_error() {
+        Some(said) if said.code().is_none_or(|code| may_quote(&code)) => {
+            let constraint = said.constraint().map(|name| format!(", {name}")).unwrap_or_default();
+            format!("SQLSTATE {}{constraint}", said.code().unwrap_or_default())
+        }
+        _ => in_its_words(error),
     }
 }
 
 /// (As the driver writes it, there is a line of Postgres's source as well, which reads like one of a file of ours.)
-fn in_its_words(said: &dyn DatabaseError) -> String {
-    format!("{} (SQLSTATE {})", said.message(), said.code().unwrap_or_default())
+fn in_its_words(error: &sqlx::Error) -> String {
+    match error.as_database_error() {
+        Some(said) => format!("{} (SQLSTATE {})", said.message(), said.code().unwrap_or_default()),
+        None => error.to_string(),
+    }
 }
 
 /// How long to wait after a conflict before trying again.

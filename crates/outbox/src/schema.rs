@@ -44,10 +44,9 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 
 /// Why the database cannot be migrated.
 pub fn cause(error: &MigrateError) -> String {
-    let words = |error: &sqlx::Error| error.as_database_error().map_or_else(|| error.to_string(), in_its_words);
     match error {
-        MigrateError::Execute(error) => words(error),
-        MigrateError::ExecuteMigration(error, version) => format!("migration {version}: {}", words(error)),
+        MigrateError::Execute(error) => in_its_words(error),
+        MigrateError::ExecuteMigration(error, version) => format!("migration {version}: {}", in_its_words(error)),
         other => other.to_string(),
     }
 }

@@ -422,16 +422,7 @@ fn slack(section: &mut Section<'_>) -> Slack {
     let team_id = section.string("team_id");
     let channel_ids = section.strings("channel_ids").unwrap_or_default();
     let mode = match mode {
-        Some("connect") => {
-            let channel = channel_ids.into_iter().next();
-            if channel.is_none() {
-                section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
-            }
-            SlackMode::Connect { channel: channel.unwrap_or_default() }
-        }
-        // What another mode would need is not to be told of one that is no mode.
-        Some("legacy_invite") | None => SlackMode::LegacyInvite { channel_ids },
-        Some(_) => {
+        Some("admin_invite") => {
             if team_id.is_none() {
                 section.problem("team_id", "is missing: admin.users.invite wants the workspace, such as \"T1\"");
             }
@@ -440,6 +431,15 @@ fn slack(section: &mut Section<'_>) -> Slack {
             }
             SlackMode::AdminInvite { team_id: team_id.unwrap_or_default(), channel_ids }
         }
+        Some("connect") => {
+            let channel = channel_ids.into_iter().next();
+            if channel.is_none() {
+                section.problem("channel_ids", "is missing: conversations.inviteShared wants the channel");
+            }
+            SlackMode::Connect { channel: channel.unwrap_or_default() }
+        }
+        // It needs nothing, as what is no mode does: what another one would need is not to be told of that.
+        _ => SlackMode::LegacyInvite { channel_ids },
     };
     section.finish();
     Slack { mode, base_url, token }

@@ -246,10 +246,7 @@ impl Loop {
                 Failure::new(Meaning::Unknown, None, "the vendor's answer cannot be stored")
             }
             Stop::Database(error) => {
-                tracing::warn!(
-                    error = %cause(&error),
-                    "the database failed amid an action: handed back"
-                );
+                tracing::warn!(error = %cause(&error), "the database failed amid an action: handed back");
                 let error = Some("the database failed".to_owned());
                 let verdict = Verdict::HandedBack { after: Duration::from_secs(1), error };
                 self.note_probe(&claim, false).await;

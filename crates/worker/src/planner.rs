@@ -79,10 +79,7 @@ impl Planner {
         match self.commit(batch).await {
             Ok(()) => tracing::debug!(alerts, "planned"),
             Err(error) if is_conflict(&error) || is_about_the_data(&error) => {
-                tracing::warn!(
-                    error = %cause(&error),
-                    "a batch of alerts cannot be planned: one by one"
-                );
+                tracing::warn!(error = %cause(&error), "a batch of alerts cannot be planned: one by one");
                 self.plan_apart(after, shutdown).await?;
             }
             Err(error) => return Err(error),
